@@ -1,0 +1,237 @@
+"""Every failure with a name.
+
+    ServingError
+    ├── PlatformError              the service's own answer: {"detail": "…", "error_type": "…"}
+    │   ├── BadRequest             400
+    │   ├── StillInProgress        400
+    │   ├── Unauthenticated        401
+    │   ├── NotFound               404
+    │   ├── QueueFull              429
+    │   ├── ClientCancelled        499
+    │   ├── RunnerServerError      500
+    │   ├── InternalError          500
+    │   ├── RunnerDisconnected     503, another attempt may succeed
+    │   ├── Unavailable            503
+    │   └── StartTimeout           504
+    └── ModelError                 what the model says of its input: {"detail": [{loc, msg, type, …}]}
+        ├── InvalidInput           422, from pydantic
+        ├── FileDownloadError      422
+        ├── FileTooLarge           422
+        ├── ImageLoadError         422
+        ├── ImageTooSmall          422
+        ├── ImageTooLarge          422
+        └── FeatureNotSupported    422
+
+HTTP status, fal's type name and whether another attempt may help stand on the class (fal's error reference). A
+``Failure`` is the same thing as a value: what a replica sends back and what a row keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+DOCUMENTATION_URL = "https://docs.fal.ai/errors#"
+_LONGEST_ECHO = 1024
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failure that has happened: the answer to give, and whether to try again instead."""
+
+    status: int
+    type: str
+    message: str
+    body: Mapping[str, Any]
+    retryable: bool = False
+
+
+class ServingError(Exception):
+    """The root. All arguments go to the base constructor, so that errors survive pickling between processes."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    @property
+    def message(self) -> str:
+        """One sentence for a person."""
+        return str(self.args[0])
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object that fal's clients read."""
+        raise NotImplementedError
+
+    def failure(self) -> Failure:
+        """The same as a value."""
+        return Failure(self.status, self.type, self.message, self.body(), self.retryable)
+
+
+class PlatformError(ServingError):
+    """The service itself could not do what was asked."""
+
+    def body(self) -> dict[str, Any]:  # noqa: D102
+        return {"detail": self.message, "error_type": self.type}
+
+
+class BadRequest(PlatformError):
+    """A header, a query parameter or the body's form is wrong."""
+
+    status, type = 400, "bad_request"
+
+
+class StillInProgress(PlatformError):
+    """The result was asked for before there was one. Not 409 or 429: clients would retry those."""
+
+    status, type = 400, "bad_request"
+
+
+class Unauthenticated(PlatformError):
+    """No key, or not one of ours."""
+
+    status, type = 401, "unauthorized"
+
+
+class NotFound(PlatformError):
+    """No such endpoint, request or file, or not this caller's."""
+
+    status, type = 404, "not_found"
+
+
+class QueueFull(PlatformError):
+    """More requests wait than the caller accepts (``fal_max_queue_length``)."""
+
+    status, type = 429, "queue_full"
+
+
+class ClientCancelled(PlatformError):
+    """The caller cancelled the request, or went away during a synchronous run."""
+
+    status, type = 499, "client_cancelled"
+
+
+class RunnerServerError(PlatformError):
+    """The model failed in a way that it does not name."""
+
+    status, type = 500, "runner_server_error"
+
+
+class InternalError(PlatformError):
+    """A fault of ours."""
+
+
+class RunnerDisconnected(PlatformError):
+    """The replica died or could not be reached while it held the request."""
+
+    status, type, retryable = 503, "runner_disconnected", True
+
+
+class Unavailable(PlatformError):
+    """The store cannot be written at the moment; nothing was accepted."""
+
+    status, type = 503, "internal_error"
+
+
+class StartTimeout(PlatformError):
+    """The request did not start within the time its caller gave it (``X-Fal-Request-Timeout``)."""
+
+    status, type = 504, "startup_timeout"
+
+
+class ModelError(ServingError):
+    """The input cannot be used. ``loc`` says where, as pydantic does; ``ctx`` holds the limits."""
+
+    status: ClassVar[int] = 422
+
+    def __init__(
+        self,
+        message: str,
+        loc: Sequence[str | int] = ("body",),
+        ctx: Mapping[str, Any] | None = None,
+        value: Any = None,
+    ) -> None:
+        """Name the failure.
+
+        Args:
+            message: One sentence for a person.
+            loc: The path to the offending value.
+            ctx: The limits it broke, by fal's names.
+            value: The offending value; echoed only where it is short.
+        """
+        super().__init__(message, tuple(loc), dict(ctx or {}), value)
+
+    def body(self) -> dict[str, Any]:  # noqa: D102
+        message, loc, ctx, value = self.args
+        return {"detail": [_detail(loc, message, self.type, ctx, value)]}
+
+
+class InvalidInput(ModelError):
+    """Pydantic refused the body."""
+
+    type = "value_error"
+
+    def __init__(self, errors: Sequence[Mapping[str, Any]]) -> None:
+        """Keep pydantic's error list (``ValidationError.errors()``)."""
+        ServingError.__init__(self, errors)
+
+    @property
+    def message(self) -> str:
+        """The first of the errors, with its place."""
+        first = self.args[0][0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+    def body(self) -> dict[str, Any]:  # noqa: D102
+        return {
+            "detail": [
+                _detail(("body", *e["loc"]), e["msg"], e["type"], e.get("ctx", {}), e.get("input"))
+                for e in self.args[0]
+            ]
+        }
+
+
+class FileDownloadError(ModelError):
+    """The file behind a URL cannot be had."""
+
+    type = "file_download_error"
+
+
+class FileTooLarge(ModelError):
+    """The file behind a URL is larger than we read."""
+
+    type = "file_too_large"
+
+
+class ImageLoadError(ModelError):
+    """The bytes are no picture, or a broken one."""
+
+    type = "image_load_error"
+
+
+class ImageTooSmall(ModelError):
+    """The picture has fewer pixels than a clip can be made from."""
+
+    type = "image_too_small"
+
+
+class ImageTooLarge(ModelError):
+    """The picture has more pixels than we decode."""
+
+    type = "image_too_large"
+
+
+class FeatureNotSupported(ModelError):
+    """A part of fal's API that this server does not offer."""
+
+    type = "feature_not_supported"
+
+
+def _detail(loc: Sequence[str | int], msg: str, kind: str, ctx: Mapping[str, Any], value: Any) -> dict[str, Any]:
+    detail: dict[str, Any] = {"loc": list(loc), "msg": msg, "type": kind, "url": DOCUMENTATION_URL + kind}
+    if ctx:
+        detail["ctx"] = {
+            name: limit if isinstance(limit, int | float | list) else str(limit) for name, limit in ctx.items()
+        }
+    if value is not None and len(repr(value)) <= _LONGEST_ECHO:
+        detail["input"] = value
+    return detail

@@ -1,0 +1,90 @@
+"""What an operator may say: ``AppArgs`` in serve_config.yaml, ``Settings`` in the environment.
+
+``AppArgs`` holds what changes with a release: which endpoints exist. GPUs, replicas and batching stand in the same
+file under ``deployments:``, because Serve restarts every replica when ``args`` change and none when they do.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ImportString, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from deployments.models.base import Endpoint, VideoModel
+
+
+class EndpointArgs(BaseModel):
+    """One line of ``args.endpoints``: a model class, and what that class's ``Config`` declares."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: ImportString[type[Endpoint]] = Field(description='"package.module:Class" of the endpoint.')
+
+    def endpoint(self, id: str) -> Endpoint:
+        """The endpoint with its configuration checked."""
+        return self.model(id, self.model.Config.model_validate(self.model_extra))
+
+
+class AppArgs(BaseModel):
+    """``applications[].args`` of serve_config.yaml. A typo stops the deployment."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    endpoints: dict[str, EndpointArgs] = Field(min_length=1)
+
+    def build(self) -> dict[str, Endpoint]:
+        """Every endpoint by its id."""
+        return {id: args.endpoint(id) for id, args in self.endpoints.items()}
+
+    @model_validator(mode="after")
+    def _check_endpoints(self) -> Self:
+        endpoints = self.build()
+        for endpoint in endpoints.values():
+            if not isinstance(endpoints.get(endpoint.video_endpoint), VideoModel):
+                raise ValueError(f"{endpoint.id}: {endpoint.video_endpoint!r} is no endpoint that animates pictures")
+        return self
+
+
+class Settings(BaseSettings):
+    """Secrets and addresses, from ``SVD_…`` variables."""
+
+    model_config = SettingsConfigDict(env_prefix="SVD_", env_ignore_empty=True)
+
+    data_dir: Path = Field(Path("data"), description="Database, files and key, where nothing else is said.")
+    database_url: str = Field("", description="`sqlite+aiosqlite:///…`; in `SVD_DATA_DIR` by default.")
+    storage_url: str = Field("", description="`file:///…`, the directory of finished videos; in `SVD_DATA_DIR`.")
+    public_url: str = Field("http://127.0.0.1:8000", description="The address under which clients reach this server.")
+    admin_key: str = Field("", description="`id:secret` that clients send; made and kept in `SVD_DATA_DIR` if absent.")
+    fetch_allow_private: bool = Field(False, description="Let `image_url` name private addresses and any port.")
+
+    @model_validator(mode="after")
+    def _fill_in(self) -> Self:
+        self.data_dir = self.data_dir.absolute()
+        self.public_url = self.public_url.rstrip("/")
+        self.database_url = self.database_url or f"sqlite+aiosqlite:///{self.data_dir}/svd-serve.db"
+        self.storage_url = self.storage_url or f"{self.data_dir.as_uri()}/files"
+        if self.admin_key and not all(self.admin_key.partition(":")):
+            raise ValueError("SVD_ADMIN_KEY is written id:secret")
+        return self
+
+    def key(self) -> str:
+        """The key that clients send: ``admin_key``, or one made once and kept in the data directory."""
+        return self.admin_key or _kept_key(self.data_dir / "admin.key")
+
+
+def _kept_key(path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.touch(mode=0o600)
+    draft.write_text(f"{secrets.token_hex(8)}:{secrets.token_hex(16)}\n")
+    try:
+        os.link(draft, path)  # unlike a rename, this fails if another process was first
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+    return path.read_text().strip()
