@@ -1,0 +1,1 @@
+"""The schema's history. Forward only, one file a step."""

@@ -1,0 +1,113 @@
+"""The queued thing, as frozen values.
+
+IN_QUEUE ──claim──▶ IN_PROGRESS ──────────────▶ COMPLETED (a result, or a failure)
+    ▲                    │
+    └── replica lost ────┘   at most MAX_ATTEMPTS times
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import Any, Self
+from uuid import UUID, uuid5
+
+from sqlalchemy import Row
+
+MAX_ATTEMPTS = 10
+"""Runs of one request before it fails for good (fal's figure)."""
+
+
+class RequestStatus(StrEnum):
+    """Where a request is. Failure and cancellation are outcomes of COMPLETED, as on fal."""
+
+    IN_QUEUE = "IN_QUEUE"
+    IN_PROGRESS = "IN_PROGRESS"
+    COMPLETED = "COMPLETED"
+
+
+class Priority(IntEnum):
+    """All normal requests of a model go before all low ones."""
+
+    NORMAL = 0
+    LOW = 1
+
+
+@dataclass(frozen=True)
+class NewRequest:
+    """A request as it is submitted.
+
+    Attributes:
+        endpoint: fal's endpoint id.
+        model: The deployment it waits for.
+        key_id: Whose it is.
+        input: The checked input as JSON, with the seed filled in so that every attempt gives the same clip.
+        batch_key: Requests with equal keys may share a batch.
+        pixel_frames: What it weighs against a batch's budget.
+        priority: Where it queues.
+        no_retry: End it when its first attempt is lost.
+        start_timeout: Seconds it may wait for its start.
+    """
+
+    endpoint: str
+    model: str
+    key_id: str
+    input: str
+    batch_key: str = ""
+    pixel_frames: int = 0
+    priority: Priority = Priority.NORMAL
+    no_retry: bool = False
+    start_timeout: float | None = None
+
+
+@dataclass(frozen=True)
+class InferenceRequest:
+    """A request as its row says. Times are Unix seconds on the database's clock."""
+
+    seq: int
+    id: str
+    endpoint: str
+    model: str
+    key_id: str
+    priority: int
+    status: RequestStatus
+    attempt: int
+    no_retry: bool
+    cancel_requested: bool
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    status_code: int | None
+    error: str | None
+    error_type: str | None
+    inference_seconds: float | None
+    gpu_seconds: float | None
+
+    @classmethod
+    def from_row(cls, row: Row[Any]) -> Self:
+        """The only way in from SQL."""
+        values = dict(row._mapping)
+        status = RequestStatus(values["status"])
+        return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name != "status"}, status=status)
+
+    @property
+    def gateway_request_id(self) -> str:
+        """The id of the last attempt, which is the request's own until it is retried."""
+        return self.id if self.attempt <= 1 else str(uuid5(UUID(self.id), str(self.attempt)))
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line of a request's log."""
+
+    request_id: str
+    message: str
+    at: float
+    level: str = "INFO"
+
+
+class Cancelled(StrEnum):
+    """What cancelling a request came to, in fal's words."""
+
+    REQUESTED = "CANCELLATION_REQUESTED"
+    ALREADY_COMPLETED = "ALREADY_COMPLETED"

@@ -1,0 +1,317 @@
+"""The one truth about requests. A method is a statement or a transaction; nothing is answered before its commit.
+
+Writes of an attempt are fenced by (request, attempt, owner): when a dispatcher has been replaced, its late result
+meets zero rows and is dropped. That is what makes "run twice" invisible.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import ColumnElement, and_, delete, insert, or_, select, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from deployments.errors import ClientCancelled, Failure, RunnerDisconnected, StartTimeout, Unavailable
+from deployments.models.messages import Attempt
+from deployments.queue.database import migrate, open_engine
+from deployments.queue.request import (
+    MAX_ATTEMPTS,
+    Cancelled,
+    InferenceRequest,
+    LogLine,
+    NewRequest,
+    RequestStatus,
+)
+from deployments.queue.tables import dispatchers, now, request_io, request_logs, requests
+
+_columns = requests.c
+_in_queue = _columns.status == RequestStatus.IN_QUEUE
+_in_progress = _columns.status == RequestStatus.IN_PROGRESS
+_may_start = and_(_in_queue, or_(_columns.start_deadline.is_(None), _columns.start_deadline > now()))
+
+
+class BatchLimits(BaseModel):
+    """How much of the queue one claim takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_batch_size: int = Field(1, ge=1, description="Requests at the most.")
+    max_pixel_frames: int = Field(
+        25 * 1024 * 576, ge=1, description="Pixels times frames at the most; a request above it still runs, alone."
+    )
+
+    def members(self, pixel_frames: int) -> int:
+        """How many requests of this weight go into one batch."""
+        return max(1, min(self.max_batch_size, self.max_pixel_frames // max(1, pixel_frames)))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a request ended: the answer to its caller, and what it took."""
+
+    status_code: int
+    body: Mapping[str, Any]
+    error: str | None = None
+    error_type: str | None = None
+    inference_seconds: float | None = None
+    gpu_seconds: float | None = None
+
+    @classmethod
+    def of(cls, failure: Failure) -> Outcome:
+        """A failure as an outcome."""
+        return cls(failure.status, failure.body, failure.message, failure.type)
+
+
+class RequestStore:
+    """Requests in a SQL database, by SQLAlchemy Core."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        """Use an engine from ``open_engine``."""
+        self._engine = engine
+        self._reader = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    @classmethod
+    async def open(cls, url: str) -> RequestStore:
+        """Open a database by its URL, migrated to the newest schema."""
+        engine = open_engine(url)
+        await migrate(engine)
+        return cls(engine)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._engine.dispose()
+
+    # ---------------------------------------------------------------- the gateway's side
+
+    async def submit(self, new: NewRequest, ended: Failure | None = None) -> InferenceRequest:
+        """Accept a request. With ``ended`` it is recorded as one that has failed already (a bad input)."""
+        async with self._transaction() as connection:
+            row = await connection.execute(insert(requests).values(_row_of(new)).returning(requests))
+            request = InferenceRequest.from_row(row.one())
+            await connection.execute(insert(request_io).values(request_id=request.id, input=new.input))
+            if ended:
+                await _end(connection, _columns.id == request.id, Outcome.of(ended))
+        return request
+
+    async def get(self, request_id: str) -> InferenceRequest | None:
+        """A request by its id."""
+        async with self._read() as connection:
+            row = (await connection.execute(select(requests).where(_columns.id == request_id))).one_or_none()
+        return InferenceRequest.from_row(row) if row else None
+
+    async def output(self, request_id: str) -> Any:
+        """The JSON body that ends a request: the model's output, or the error."""
+        query = select(request_io.c.output).where(request_io.c.request_id == request_id)
+        async with self._read() as connection:
+            return json.loads((await connection.execute(query)).scalar_one())
+
+    async def logs(self, request_id: str, skip: int = 0) -> list[LogLine]:
+        """A request's log, oldest line first, without the first ``skip`` lines."""
+        lines = request_logs.c
+        query = (
+            select(lines.request_id, lines.message, lines.at, lines.level)
+            .where(lines.request_id == request_id)
+            .order_by(lines.seq)
+            .offset(skip)
+        )
+        async with self._read() as connection:
+            return [LogLine(**row._mapping) for row in await connection.execute(query)]
+
+    async def waiting(self, model: str) -> list[tuple[int, int]]:
+        """(priority, seq) of every request that waits for a model, in the order in which they will go."""
+        query = (
+            select(_columns.priority, _columns.seq)
+            .where(_columns.model == model, _in_queue)
+            .order_by(_columns.priority, _columns.seq)
+        )
+        async with self._read() as connection:
+            return [(row.priority, row.seq) for row in await connection.execute(query)]
+
+    async def completed(self, request_ids: Iterable[str]) -> set[str]:
+        """Which of these requests have ended."""
+        query = select(_columns.id).where(
+            _columns.id.in_(list(request_ids)), _columns.status == RequestStatus.COMPLETED
+        )
+        async with self._read() as connection:
+            return set((await connection.execute(query)).scalars())
+
+    async def cancel(self, request_id: str) -> Cancelled:
+        """Cancel a request: at once where it still waits, by a flag for its replica where it runs."""
+        mine = _columns.id == request_id
+        async with self._transaction() as connection:
+            if await _end(connection, and_(mine, _in_queue), _cancelled()):
+                return Cancelled.REQUESTED
+            running = update(requests).where(mine, _in_progress).values(cancel_requested=True)
+            flagged = (await connection.execute(running)).rowcount
+        return Cancelled.REQUESTED if flagged else Cancelled.ALREADY_COMPLETED
+
+    async def ping(self) -> None:
+        """Do nothing, successfully.
+
+        Raises:
+            Unavailable: The database does not answer.
+        """
+        async with self._read() as connection:
+            await connection.execute(select(now()))
+
+    # ---------------------------------------------------------------- the dispatcher's side
+
+    async def models_with_work(self) -> set[str]:
+        """The models for which a request waits."""
+        async with self._read() as connection:
+            return set((await connection.execute(select(_columns.model).where(_may_start).distinct())).scalars())
+
+    async def claim(self, model: str, owner: str, limits: BatchLimits) -> list[Attempt]:
+        """Take the request whose turn it is, and those behind it that may share its batch.
+
+        Another claimer skips these rows and takes the next ones. The rows come in queue order.
+        """
+        order = (_columns.priority, _columns.seq)
+        waiting = select(_columns.seq, _columns.batch_key, _columns.pixel_frames)
+        waiting = waiting.where(_columns.model == model, _may_start).order_by(*order)
+        async with self._transaction() as connection:
+            head = (await connection.execute(waiting.limit(1).with_for_update(skip_locked=True))).first()
+            if head is None:
+                return []
+            batch = waiting.where(_columns.batch_key == head.batch_key).limit(limits.members(head.pixel_frames))
+            members = batch.with_for_update(skip_locked=True).cte("members")
+            taken = await connection.execute(
+                update(requests)
+                .where(_columns.seq.in_(select(members.c.seq)))
+                .values(status=RequestStatus.IN_PROGRESS, attempt=_columns.attempt + 1, owner=owner, started_at=now())
+                .returning(*order, _columns.id, _columns.attempt, _columns.endpoint)
+            )
+            rows = sorted(taken, key=lambda row: (row.priority, row.seq))
+            inputs = await _inputs(connection, [row.id for row in rows])
+        return [Attempt(row.id, row.attempt, row.endpoint, inputs[row.id]) for row in rows]
+
+    async def complete(self, attempt: Attempt, owner: str, outcome: Outcome) -> bool:
+        """Record how an attempt ended. False when the attempt is no longer this owner's: drop its result."""
+        async with self._transaction() as connection:
+            return bool(await _end(connection, _fence(attempt, owner), outcome))
+
+    async def lose(self, attempt: Attempt, owner: str, reason: str) -> bool:
+        """Record that an attempt was lost with its replica: the request goes back to its place in the queue."""
+        async with self._transaction() as connection:
+            return bool(await _requeue(connection, _fence(attempt, owner), reason))
+
+    async def abandoned(self, attempts: Mapping[str, int]) -> set[str]:
+        """Which of these running attempts (request id → attempt) nobody wants any more."""
+        query = select(_columns.id, _columns.attempt).where(
+            _columns.id.in_(list(attempts)), _in_progress, _columns.cancel_requested.is_(False)
+        )
+        async with self._read() as connection:
+            wanted = {row.id: row.attempt for row in await connection.execute(query)}
+        return {request_id for request_id, attempt in attempts.items() if wanted.get(request_id) != attempt}
+
+    async def log(self, lines: Sequence[LogLine]) -> None:
+        """Add lines to the logs of their requests."""
+        async with self._transaction() as connection:
+            await _log(connection, lines)
+
+    async def heartbeat(self, owner: str, lease_seconds: float) -> None:
+        """Keep a dispatcher's lease, and with it every attempt it holds."""
+        until = now() + lease_seconds
+        async with self._transaction() as connection:
+            renewed = update(dispatchers).where(dispatchers.c.owner == owner).values(lease_until=until)
+            if not (await connection.execute(renewed)).rowcount:
+                await connection.execute(insert(dispatchers).values(owner=owner, lease_until=until))
+
+    async def give_back(self, owner: str) -> None:
+        """End a dispatcher's lease now; what it still held goes back to the queue."""
+        async with self._transaction() as connection:
+            await connection.execute(delete(dispatchers).where(dispatchers.c.owner == owner))
+            await _requeue(connection, and_(_in_progress, _columns.owner == owner), "the dispatcher stopped")
+
+    async def sweep(self) -> None:
+        """Requeue what expired dispatchers held, and end what did not start in its caller's time."""
+        alive = select(dispatchers.c.owner).where(dispatchers.c.lease_until > now())
+        orphaned = and_(_in_progress, _columns.owner.not_in(alive))
+        unstarted = and_(_in_queue, _columns.start_deadline <= now())
+        async with self._transaction() as connection:
+            await _requeue(connection, orphaned, "the dispatcher's lease ended")
+            await connection.execute(delete(dispatchers).where(dispatchers.c.lease_until <= now()))
+            await _end(connection, unstarted, Outcome.of(StartTimeout("The request did not start in time").failure()))
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
+        try:
+            async with self._engine.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            raise Unavailable("The request store cannot be written at the moment") from error
+
+    @asynccontextmanager
+    async def _read(self) -> AsyncIterator[AsyncConnection]:
+        try:
+            async with self._reader.connect() as connection:
+                yield connection
+        except DBAPIError as error:
+            raise Unavailable("The request store cannot be read at the moment") from error
+
+
+def _row_of(new: NewRequest) -> dict[str, Any]:
+    values = asdict(new)
+    start_timeout = values.pop("start_timeout")
+    del values["input"]
+    return {
+        **values,
+        "id": str(uuid4()),
+        "status": RequestStatus.IN_QUEUE,
+        "attempt": 0,
+        "cancel_requested": False,
+        "created_at": now(),
+        "start_deadline": None if start_timeout is None else now() + start_timeout,
+    }
+
+
+def _fence(attempt: Attempt, owner: str) -> ColumnElement[bool]:
+    return and_(
+        _columns.id == attempt.request_id, _columns.attempt == attempt.number, _columns.owner == owner, _in_progress
+    )
+
+
+def _cancelled() -> Outcome:
+    return Outcome.of(ClientCancelled("The request was cancelled by its caller").failure())
+
+
+async def _end(connection: AsyncConnection, condition: ColumnElement[bool], outcome: Outcome) -> list[str]:
+    """Complete every request that meets the condition; answer their ids."""
+    values = {**asdict(outcome), "status": RequestStatus.COMPLETED, "owner": None, "finished_at": now()}
+    body = json.dumps(values.pop("body"))
+    ended = await connection.execute(update(requests).where(condition).values(values).returning(_columns.id))
+    ids = list(ended.scalars())
+    if ids:
+        await connection.execute(update(request_io).where(request_io.c.request_id.in_(ids)).values(output=body))
+    return ids
+
+
+async def _requeue(connection: AsyncConnection, condition: ColumnElement[bool], reason: str) -> list[str]:
+    """Put lost attempts back in the queue, but for those that must end; answer the ids of all."""
+    spent = or_(_columns.no_retry, _columns.attempt >= MAX_ATTEMPTS)
+    failure = RunnerDisconnected(f"The attempt was lost: {reason}").failure()
+    cancelled = await _end(connection, and_(condition, _columns.cancel_requested), _cancelled())
+    ended = await _end(connection, and_(condition, spent), Outcome.of(failure))
+    back = update(requests).where(condition).values(status=RequestStatus.IN_QUEUE, owner=None)
+    requeued = list((await connection.execute(back.returning(_columns.id))).scalars())
+    message = f"{RunnerDisconnected.type}: {reason}; retrying"
+    await _log(connection, [LogLine(request_id, message, time.time(), "WARN") for request_id in requeued])
+    return cancelled + ended + requeued
+
+
+async def _log(connection: AsyncConnection, lines: Sequence[LogLine]) -> None:
+    if lines:
+        await connection.execute(insert(request_logs), [asdict(line) for line in lines])
+
+
+async def _inputs(connection: AsyncConnection, request_ids: Sequence[str]) -> dict[str, str]:
+    query = select(request_io.c.request_id, request_io.c.input).where(request_io.c.request_id.in_(request_ids))
+    return {row.request_id: row.input for row in await connection.execute(query)}

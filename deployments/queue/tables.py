@@ -1,0 +1,113 @@
+"""The tables, and time as the database sees it.
+
+``requests`` is the hot table and stays narrow; the JSON of a request stands in ``request_io`` so that a change of state
+never rewrites it. ``dispatchers`` holds one lease for each dispatcher rather than one for each request.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.expression import FunctionElement
+
+metadata = MetaData()
+
+_Serial = BigInteger().with_variant(Integer, "sqlite")
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("seq", _Serial, primary_key=True, comment="Order of arrival; a retried request keeps its place"),
+    Column("id", String(36), nullable=False, unique=True),
+    Column("endpoint", Text, nullable=False),
+    Column("model", Text, nullable=False, comment="The deployment that the request waits for"),
+    Column("key_id", Text, nullable=False),
+    Column("priority", SmallInteger, nullable=False, comment="0 normal, 1 low: lower goes first"),
+    Column("batch_key", Text, nullable=False),
+    Column("pixel_frames", BigInteger, nullable=False),
+    Column("no_retry", Boolean, nullable=False),
+    Column("status", String(11), nullable=False),
+    Column("attempt", SmallInteger, nullable=False),
+    Column("owner", String(36), comment="The dispatcher that holds the current attempt"),
+    Column("cancel_requested", Boolean, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("start_deadline", Float),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Column("status_code", SmallInteger),
+    Column("error", Text),
+    Column("error_type", Text),
+    Column("inference_seconds", Float, comment="Wall time of the attempt that ended the request"),
+    Column("gpu_seconds", Float, comment="This request's share of its batch's time on the device"),
+)
+Index(
+    "requests_waiting",
+    requests.c.model,
+    requests.c.priority,
+    requests.c.seq,
+    sqlite_where=requests.c.status == "IN_QUEUE",
+    postgresql_where=requests.c.status == "IN_QUEUE",
+)
+Index(
+    "requests_running",
+    requests.c.owner,
+    sqlite_where=requests.c.status == "IN_PROGRESS",
+    postgresql_where=requests.c.status == "IN_PROGRESS",
+)
+
+request_io = Table(
+    "request_io",
+    metadata,
+    Column("request_id", String(36), ForeignKey("requests.id", ondelete="CASCADE"), primary_key=True),
+    Column("input", Text, nullable=False),
+    Column("output", Text),
+)
+
+request_logs = Table(
+    "request_logs",
+    metadata,
+    Column("seq", _Serial, primary_key=True),
+    Column("request_id", String(36), ForeignKey("requests.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("at", Float, nullable=False),
+    Column("level", String(6), nullable=False),
+    Column("message", Text, nullable=False),
+)
+
+dispatchers = Table(
+    "dispatchers",
+    metadata,
+    Column("owner", String(36), primary_key=True),
+    Column("lease_until", Float, nullable=False),
+)
+
+
+class now(FunctionElement[float]):
+    """Seconds since 1970 on the database's clock, so that leases do not depend on anybody else's."""
+
+    type = Float()
+    inherit_cache = True
+
+
+@compiles(now, "postgresql")
+def _now_postgresql(element: now, compiler: Any, **options: Any) -> str:
+    return "extract(epoch from clock_timestamp())::double precision"
+
+
+@compiles(now, "sqlite")
+def _now_sqlite(element: now, compiler: Any, **options: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"

@@ -1,0 +1,84 @@
+"""What many waiters share, so that each costs the store nothing: positions, and news of completion.
+
+Both ask the database only while somebody asks them, and at most once an interval.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import AsyncIterator
+
+from deployments.errors import Unavailable
+from deployments.queue.request import InferenceRequest
+from deployments.queue.store import RequestStore
+
+
+class Positions:
+    """Places in the queue, from a snapshot of each model's waiting requests."""
+
+    def __init__(self, store: RequestStore, max_age: float = 0.5) -> None:
+        """Snapshots are renewed when older than ``max_age`` seconds."""
+        self._store = store
+        self._max_age = max_age
+        self._snapshots: dict[str, tuple[float, list[tuple[int, int]]]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def ahead(self, request: InferenceRequest) -> int:
+        """How many requests go before this one."""
+        return bisect_left(await self._waiting(request.model), (request.priority, request.seq))
+
+    async def depth(self, model: str) -> int:
+        """How many requests wait for a model."""
+        return len(await self._waiting(model))
+
+    async def _waiting(self, model: str) -> list[tuple[int, int]]:
+        async with self._locks.setdefault(model, asyncio.Lock()):
+            taken, waiting = self._snapshots.get(model, (-self._max_age, []))
+            if time.monotonic() - taken >= self._max_age:
+                waiting = await self._store.waiting(model)
+                self._snapshots[model] = (time.monotonic(), waiting)
+        return waiting
+
+
+class Completions:
+    """Waiting for requests to end: one query an interval for all who wait in this process."""
+
+    def __init__(self, store: RequestStore, interval: float = 0.05) -> None:
+        """Look every ``interval`` seconds while anybody waits."""
+        self._store = store
+        self._interval = interval
+        self._watched: Counter[str] = Counter()
+        self._changed = asyncio.Condition()
+        self._done: set[str] = set()
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def wait(self, request_id: str) -> None:
+        """Return when the request has ended."""
+        async with self._watching(request_id), self._changed:
+            await self._changed.wait_for(lambda: request_id in self._done)
+
+    @contextlib.asynccontextmanager
+    async def _watching(self, request_id: str) -> AsyncIterator[None]:
+        self._watched[request_id] += 1
+        if self._watcher is None or self._watcher.done():
+            self._watcher = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            self._watched[request_id] -= 1
+            if not self._watched[request_id]:
+                del self._watched[request_id]
+                self._done.discard(request_id)
+
+    async def _watch(self) -> None:
+        while self._watched:
+            with contextlib.suppress(Unavailable):  # the store comes back; nobody who waits is told otherwise
+                done = await self._store.completed(self._watched)
+                async with self._changed:
+                    self._done |= done & self._watched.keys()
+                    self._changed.notify_all()
+            await asyncio.sleep(self._interval)
