@@ -1,0 +1,104 @@
+"""The FastAPI application: routes, middleware, and the one place that turns errors into responses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from deployments.errors import InternalError, ServingError
+from deployments.gateway import wire
+from deployments.gateway.auth import Authenticator
+from deployments.gateway.file_routes import file_router
+from deployments.gateway.hosts import FalHosts, RequestIds
+from deployments.gateway.page_routes import page_router
+from deployments.gateway.queue_routes import queue_router
+from deployments.gateway.run_routes import run_router
+from deployments.gateway.service import Service
+from deployments.models.base import Endpoint
+from deployments.queue.store import RequestStore
+from deployments.queue.watch import Completions, Positions
+from deployments.storage import FileStorage
+
+logger = logging.getLogger(__name__)
+
+NotReady = Callable[[], Awaitable[str | None]]
+"""Answers why the application cannot serve yet, or None."""
+
+CORS: dict[str, Any] = {
+    "allow_origins": ["*"],
+    "allow_methods": ["GET", "POST", "PUT", "DELETE", "OPTIONS"],
+    "allow_headers": ["*"],
+    "expose_headers": [wire.REQUEST_ID, wire.TIMEOUT_TYPE, wire.ERROR_TYPE, "etag"],
+}
+"""Any page may call: callers carry a key, never a cookie."""
+
+
+def create_api(
+    endpoints: Mapping[str, Endpoint],
+    open_store: Callable[[], Awaitable[RequestStore]],
+    storage: FileStorage,
+    key: str,
+    public_url: str,
+    not_ready: NotReady,
+) -> ASGIApp:
+    """The gateway's HTTP application.
+
+    Args:
+        endpoints: What is served, by fal's endpoint id.
+        open_store: Opens the queue; called when the application starts, closed when it ends.
+        storage: Finished files.
+        key: The key that callers send.
+        public_url: Our address as clients see it, without a trailing slash.
+        not_ready: Behind ``/health/ready``.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        store = await open_store()
+        service = Service(
+            endpoints, Authenticator(key), store, storage, Positions(store), Completions(store), public_url
+        )
+        for router in (page_router(service), file_router(service), queue_router(service), run_router(service)):
+            app.include_router(router)
+        yield
+        await store.close()
+
+    app = FastAPI(title="svd-serve", lifespan=lifespan, openapi_url=None)
+    _add_health(app, not_ready)
+    _add_error_handlers(app)
+    # Around the application rather than inside it, so that the answer to an unexpected error passes them too.
+    return RequestIds(CORSMiddleware(FalHosts(app), **CORS))
+
+
+def _add_health(app: FastAPI, not_ready: NotReady) -> None:
+    @app.get("/health/live")
+    async def live() -> dict[str, str]:
+        return {"status": "live"}
+
+    @app.get("/health/ready")
+    async def ready() -> Response:
+        reason = await not_ready()
+        return JSONResponse({"status": reason or "ready"}, 503 if reason else 200)
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(ServingError)
+    async def serving_error(request: Request, error: ServingError) -> Response:
+        return wire.error_response(error)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return wire.error_response(InternalError("Internal error"))

@@ -1,0 +1,78 @@
+"""Files: GET and HEAD with ranges and ETags (RFC 9110), as players and download tools expect."""
+
+from __future__ import annotations
+
+import re
+from email.utils import formatdate
+from mimetypes import guess_type
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+
+from deployments.gateway.service import Service
+from deployments.storage import Stat
+
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)$")
+_PLAYABLE = ("video/", "image/png", "image/jpeg", "image/webp")
+
+
+def file_router(service: Service) -> APIRouter:
+    """The routes of stored files. The key in the path is the right to read."""
+    router = APIRouter(prefix="/files")
+
+    @router.api_route("/{key:path}", methods=["GET", "HEAD"])
+    async def read(key: str, request: Request) -> Response:
+        stat = await service.storage.stat(key)
+        headers = _headers(key, stat)
+        if _lists(request.headers.get("if-none-match"), stat.etag):
+            return Response(status_code=304, headers=headers)
+        wanted = _range(request, stat)
+        if wanted is None:
+            return Response(status_code=416, headers={**headers, "content-range": f"bytes */{stat.size}"})
+        start, end = wanted
+        partial = (start, end) != (0, stat.size)
+        if partial:
+            headers["content-range"] = f"bytes {start}-{end - 1}/{stat.size}"
+        headers["content-length"] = str(end - start)
+        status = 206 if partial else 200
+        if request.method == "HEAD":
+            return Response(status_code=status, headers=headers)
+        return StreamingResponse(service.storage.read(key, start, end), status, headers)
+
+    return router
+
+
+def _headers(key: str, stat: Stat) -> dict[str, str]:
+    headers = {
+        "content-type": guess_type(key)[0] or stat.content_type,
+        "accept-ranges": "bytes",
+        "etag": stat.etag,
+        "last-modified": formatdate(stat.modified, usegmt=True),
+        "cache-control": "public, max-age=31536000, immutable",
+        "x-content-type-options": "nosniff",
+        "content-security-policy": "sandbox",
+    }
+    if not stat.content_type.startswith(_PLAYABLE):
+        headers["content-disposition"] = "attachment"
+    return headers
+
+
+def _range(request: Request, stat: Stat) -> tuple[int, int] | None:
+    """The bytes that are asked for, end exclusive. None where no byte of the file is; all where the header is none."""
+    whole = (0, stat.size)
+    match = _RANGE.match(request.headers.get("range", ""))
+    if not match or not any(match.groups()) or request.headers.get("if-range", stat.etag) != stat.etag:
+        return whole
+    first, last = match.groups()
+    if not first:
+        return (max(0, stat.size - int(last)), stat.size) if int(last) and stat.size else None
+    start, end = int(first), min(int(last) + 1 if last else stat.size, stat.size)
+    if last and int(last) < start:
+        return whole  # an invalid range is ignored
+    return (start, end) if start < stat.size else None
+
+
+def _lists(header: str | None, etag: str) -> bool:
+    return header is not None and (
+        header.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in header.split(",")]
+    )

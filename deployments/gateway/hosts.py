@@ -1,0 +1,66 @@
+"""One origin for all of fal's hosts: which of our paths a request for one of them means.
+
+A request says which host it is for by its Host header, or, sent to ``/api/fal/proxy``, by ``x-fal-target-url``.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.gateway.wire import REQUEST_ID
+
+PROXY_PATH = "/api/fal/proxy"
+PREFIXES = {"fal.run": "", "queue.fal.run": "/queue"}
+"""fal's hosts, and the path prefix under which we serve each."""
+
+
+class FalHosts:
+    """ASGI middleware that turns a request for one of fal's hosts into the one of ours that it means."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Stand in front of the app."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one HTTP request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        host, path, query = headers.get("host", ""), scope["path"], scope["query_string"]
+        if path == PROXY_PATH and scope["method"] != "OPTIONS":
+            target = urlsplit(headers.get("x-fal-target-url", ""))
+            host, path, query = target.netloc, target.path, target.query.encode()
+            if host not in PREFIXES:
+                await JSONResponse("Invalid request", 400)(scope, receive, send)
+                return
+        if host in PREFIXES:
+            path = PREFIXES[host] + path
+            scope = {**scope, "path": path, "raw_path": path.encode(), "query_string": query}
+        await self._app(scope, receive, send)
+
+
+class RequestIds:
+    """ASGI middleware that puts ``x-fal-request-id`` on every reply that has none of its own.
+
+    The Python client tells our answers from those of a proxy in between by this header.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Stand in front of the app."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one HTTP request."""
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).setdefault(REQUEST_ID, str(uuid4()))
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)

@@ -1,0 +1,127 @@
+"""fal's queue: submit, status, status stream, result, cancel (``queue.fal.run``, here under ``/queue``)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from deployments.errors import BadRequest, NotFound, QueueFull, StillInProgress
+from deployments.gateway import wire
+from deployments.gateway.auth import Caller
+from deployments.gateway.service import Service
+from deployments.gateway.submission import new_request, read_json
+from deployments.models.base import Endpoint
+from deployments.queue.request import Cancelled, InferenceRequest, RequestStatus
+
+STREAM_SECONDS = 0.25
+KEEPALIVE_SECONDS = 15.0
+TRUE = ("1", "true")
+
+_CANCEL_STATUS = {Cancelled.REQUESTED: 202, Cancelled.ALREADY_COMPLETED: 400}
+
+
+def queue_router(service: Service) -> APIRouter:
+    """The routes of the queue, on one service."""
+    router = APIRouter(prefix="/queue")
+    authenticated = Depends(service.authenticate)
+
+    @router.get("/{path:path}/requests/{request_id}/status")
+    async def status(path: str, request_id: str, logs: str = "0", caller: Caller = authenticated) -> Response:
+        request = await service.request(path, request_id, caller)
+        if request is None:
+            return _unknown(request_id)
+        return JSONResponse(
+            await _status(service, request, logs.lower() in TRUE), headers={wire.REQUEST_ID: request_id}
+        )
+
+    @router.get("/{path:path}/requests/{request_id}/status/stream")
+    async def status_stream(path: str, request_id: str, logs: str = "0", caller: Caller = authenticated) -> Response:
+        request = await service.request(path, request_id, caller)
+        if request is None:
+            return _unknown(request_id)
+        return StreamingResponse(
+            _stream(service, request, logs.lower() in TRUE),
+            media_type="text/event-stream",
+            headers={wire.REQUEST_ID: request_id, "cache-control": "no-store"},
+        )
+
+    @router.put("/{path:path}/requests/{request_id}/cancel")
+    async def cancel(path: str, request_id: str, caller: Caller = authenticated) -> Response:
+        request = await service.request(path, request_id, caller)
+        if request is None:
+            return _unknown(request_id)
+        outcome = await service.store.cancel(request_id)
+        return JSONResponse({"status": outcome}, _CANCEL_STATUS[outcome], {wire.REQUEST_ID: request_id})
+
+    @router.get("/{path:path}/requests/{request_id}/response")
+    @router.get("/{path:path}/requests/{request_id}")
+    async def result(path: str, request_id: str, caller: Caller = authenticated) -> Response:
+        request = await service.request(path, request_id, caller)
+        if request is None:
+            raise NotFound("Request not found")
+        if request.status != RequestStatus.COMPLETED:
+            raise StillInProgress("Request is still in progress")
+        return wire.result_response(request, await service.store.output(request_id))
+
+    @router.post("/{path:path}")
+    async def submit(path: str, request: Request, caller: Caller = authenticated) -> Response:
+        endpoint = service.endpoint(path)
+        await _check_depth(service, endpoint, request)
+        row, refused = new_request(endpoint, caller, await read_json(request), request, retry=True)
+        accepted = await service.store.submit(row, refused.failure() if refused else None)
+        position = 0 if refused else await service.positions.ahead(accepted)
+        return JSONResponse(
+            wire.status_body(accepted, service.urls(accepted), position, None),
+            headers={wire.REQUEST_ID: accepted.id},
+        )
+
+    return router
+
+
+async def _status(service: Service, request: InferenceRequest, with_logs: bool, skip: int = 0) -> dict[str, Any]:
+    waits = request.status == RequestStatus.IN_QUEUE
+    position = await service.positions.ahead(request) if waits else None
+    logs = await service.store.logs(request.id, skip) if with_logs else None
+    return wire.status_body(request, service.urls(request), position, logs)
+
+
+async def _stream(service: Service, request: InferenceRequest, with_logs: bool) -> AsyncIterator[str]:
+    """Server-sent events: the status now and whenever it changes, each with only the log lines that are new."""
+    last: dict[str, Any] = {}
+    seen, quiet = 0, 0.0
+    while True:
+        body = await _status(service, request, with_logs, seen)
+        seen += len(body["logs"] or [])
+        if body["logs"] or {**body, "logs": None} != {**last, "logs": None}:
+            yield f"data: {json.dumps(body)}\n\n"
+            last, quiet = body, 0.0
+        elif quiet > KEEPALIVE_SECONDS:
+            yield ": keepalive\n\n"
+            quiet = 0.0
+        if request.status == RequestStatus.COMPLETED:
+            return
+        await asyncio.sleep(STREAM_SECONDS)
+        quiet += STREAM_SECONDS
+        request = await service.store.get(request.id) or request
+
+
+async def _check_depth(service: Service, endpoint: Endpoint, request: Request) -> None:
+    if "fal_webhook" in request.query_params:
+        raise BadRequest("fal_webhook is not supported by this server yet; poll the status instead")
+    longest = request.query_params.get("fal_max_queue_length")
+    if longest is None:
+        return
+    if not longest.isdecimal():
+        raise BadRequest("fal_max_queue_length must be a whole number")
+    depth = await service.positions.depth(endpoint.model)
+    if depth > int(longest):
+        raise QueueFull(f"{depth} requests are waiting, more than the {longest} accepted by fal_max_queue_length")
+
+
+def _unknown(request_id: str) -> Response:
+    return JSONResponse({"status": "NOT_FOUND"}, 404)

@@ -1,0 +1,41 @@
+"""fal's synchronous run (``fal.run``, here the bare origin): submit, then wait on the same row."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from deployments.gateway import wire
+from deployments.gateway.auth import Caller
+from deployments.gateway.service import Service
+from deployments.gateway.submission import new_request, read_json
+from deployments.queue.request import InferenceRequest
+
+
+def run_router(service: Service) -> APIRouter:
+    """The catch-all route; it must be added last."""
+    router = APIRouter()
+    authenticated = Depends(service.authenticate)
+
+    @router.api_route("/{path:path}", methods=["GET", "POST"])
+    async def run(path: str, request: Request, caller: Caller = authenticated) -> Response:
+        endpoint = service.endpoint(path)
+        payload = dict(request.query_params) if request.method == "GET" else await read_json(request)
+        row, refused = new_request(endpoint, caller, payload, request, retry=False)
+        accepted = await service.store.submit(row, refused.failure() if refused else None)
+        await _ended(service, accepted)
+        ended = await service.store.get(accepted.id)
+        assert ended is not None
+        return wire.result_response(ended, await service.store.output(accepted.id))
+
+    return router
+
+
+async def _ended(service: Service, request: InferenceRequest) -> None:
+    """Wait for the end. A caller who goes away no longer wants the clip."""
+    try:
+        await service.completions.wait(request.id)
+    except asyncio.CancelledError:
+        await asyncio.shield(service.store.cancel(request.id))
+        raise

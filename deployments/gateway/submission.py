@@ -1,0 +1,81 @@
+"""From an HTTP request to a row: the one road that submit and run share."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from fastapi import Request
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from deployments.errors import BadRequest, InvalidInput, ServingError
+from deployments.gateway.auth import Caller
+from deployments.models.base import Endpoint
+from deployments.queue.request import NewRequest, Priority
+
+SHORTEST_START_TIMEOUT = 0.1
+LONGEST_START_TIMEOUT = 30 * 24 * 3600.0
+
+
+async def read_json(request: Request) -> Any:
+    """The body as JSON.
+
+    Raises:
+        InvalidInput: It is empty, or no JSON.
+    """
+    body = await request.body()
+    if not body.strip():
+        raise InvalidInput([{"loc": (), "msg": "Field required", "type": "missing"}])
+    try:
+        return from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        message = f"JSON decode error: {error}"
+        raise InvalidInput([{"loc": (), "msg": message, "type": "json_invalid"}]) from error
+
+
+def new_request(
+    endpoint: Endpoint, caller: Caller, payload: Any, request: Request, *, retry: bool
+) -> tuple[NewRequest, ServingError | None]:
+    """Check an input and describe the row to insert.
+
+    A bad input is no error here: on fal it becomes a request that has failed, and only a synchronous run says so at
+    once. So it comes back beside the row.
+
+    Raises:
+        BadRequest: A header is malformed.
+    """
+    common: dict[str, Any] = {
+        "endpoint": endpoint.id,
+        "model": endpoint.model,
+        "key_id": caller.key_id,
+        "priority": Priority.LOW if request.headers.get("x-fal-queue-priority") == "low" else Priority.NORMAL,
+        "no_retry": not retry or request.headers.get("x-fal-no-retry", "").lower() in ("1", "true", "yes"),
+        "start_timeout": _start_timeout(request),
+    }
+    try:
+        input = endpoint.Input.model_validate(payload)
+        plan = endpoint.plan(input)
+    except ValidationError as error:
+        return NewRequest(**common, input=json.dumps(payload)), InvalidInput(error.errors())
+    except ServingError as error:
+        return NewRequest(**common, input=json.dumps(payload)), error
+    row = NewRequest(**common, input=input.model_dump_json(), batch_key=plan.batch_key, pixel_frames=plan.pixel_frames)
+    return row, None
+
+
+def _start_timeout(request: Request) -> float | None:
+    header = request.headers.get("x-fal-request-timeout")
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        seconds = math.nan
+    if not SHORTEST_START_TIMEOUT < seconds <= LONGEST_START_TIMEOUT:
+        raise BadRequest(
+            f"X-Fal-Request-Timeout must be a number of seconds between {SHORTEST_START_TIMEOUT} and "
+            f"{LONGEST_START_TIMEOUT:.0f}"
+        )
+    return seconds

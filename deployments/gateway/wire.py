@@ -1,0 +1,82 @@
+"""Bodies and headers exactly as fal's clients read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from deployments.errors import PlatformError, ServingError, StartTimeout
+from deployments.queue.request import InferenceRequest, LogLine, RequestStatus
+
+REQUEST_ID = "x-fal-request-id"
+ERROR_TYPE = "x-fal-error-type"
+TIMEOUT_TYPE = "x-fal-request-timeout-type"
+
+
+def request_urls(base: str, app: str, request_id: str) -> dict[str, str]:
+    """Where to follow a request. Clients use only ``owner/alias`` here, whatever they submitted to."""
+    url = f"{base}/queue/{app}/requests/{request_id}"
+    return {"response_url": url, "status_url": f"{url}/status", "cancel_url": f"{url}/cancel"}
+
+
+def status_body(
+    request: InferenceRequest, urls: Mapping[str, str], position: int | None, logs: Sequence[LogLine] | None
+) -> dict[str, Any]:
+    """The status of a request.
+
+    Args:
+        request: The request.
+        urls: From ``request_urls``.
+        position: How many go before it; read only while it waits.
+        logs: Its log, or None where it was not asked for. The key is there all the same: clients insist.
+    """
+    body: dict[str, Any] = {
+        "status": request.status,
+        "request_id": request.id,
+        "gateway_request_id": request.gateway_request_id,
+        **urls,
+        "logs": None if logs is None else [_log_body(line) for line in logs],
+    }
+    if request.status == RequestStatus.IN_QUEUE:
+        body["queue_position"] = position
+    if request.status == RequestStatus.COMPLETED:
+        body["metrics"] = {"inference_time": request.inference_seconds}
+        if request.error is not None:
+            body |= {"error": request.error, "error_type": request.error_type}
+    return body
+
+
+def result_response(request: InferenceRequest, body: Any) -> JSONResponse:
+    """The result of a completed request: the model's output, or the error that ended it."""
+    headers = {REQUEST_ID: request.id}
+    if request.error_type and "error_type" in body:
+        headers |= _error_headers(request.error_type)
+    return JSONResponse(body, request.status_code or 200, headers)
+
+
+def error_response(error: ServingError) -> JSONResponse:
+    """A failure of this HTTP request itself."""
+    headers = _error_headers(error.type) if isinstance(error, PlatformError) else {}
+    if error.status == 401:
+        headers["www-authenticate"] = "Key"
+    return JSONResponse(error.body(), error.status, headers)
+
+
+def _error_headers(error_type: str) -> dict[str, str]:
+    headers = {ERROR_TYPE: error_type}
+    if error_type == StartTimeout.type:
+        headers[TIMEOUT_TYPE] = "user"  # the clients do not retry a deadline that their caller set
+    return headers
+
+
+def _log_body(line: LogLine) -> dict[str, str]:
+    timestamp = datetime.fromtimestamp(line.at, UTC).isoformat(timespec="microseconds")
+    return {
+        "message": line.message,
+        "level": line.level,
+        "source": "USER",
+        "timestamp": timestamp.replace("+00:00", "Z"),
+    }
