@@ -1,0 +1,1 @@
+"""What runs on a GPU whichever the model: picture in, sampler, video out."""

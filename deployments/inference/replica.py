@@ -1,0 +1,230 @@
+"""The replicas: one deployment holds one model's weights.
+
+    attempts ──▶ prepare (fetch or paint, crop) ──▶ the device's one thread ──▶ encode, store ──▶ events
+
+Only the middle stage needs the device. A second batch prepares while the first denoises, and the device goes on with it
+while the first is encoded; the event loop stays free for health checks all the while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from deployments import logs
+from deployments.errors import RunnerDisconnected, RunnerServerError, ServingError
+from deployments.inference.encode import encode_mp4
+from deployments.inference.images import PictureSource, fit
+from deployments.models.base import Clip, Endpoint, ImageToVideoInput, Plan, VideoInput, VideoModel
+from deployments.models.messages import Attempt, Dropped, Event, Failed, Finished, Progress
+from deployments.models.text_to_video import TextToVideo, TextToVideoInput
+from deployments.storage import FileStorage, new_key
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+Emit = Callable[[Event], None]
+FindAbandoned = Callable[[Mapping[str, int]], Awaitable[set[str]]]
+Paint = Callable[[str], Awaitable["Image.Image"]]
+
+ASK_SECONDS = 0.5
+"""How often a replica asks whether its attempts are still wanted."""
+
+
+def device() -> str:
+    """``cuda`` where Ray gave this process a share of a GPU, else ``cpu``."""
+    return "cuda" if ray.get_gpu_ids() else "cpu"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An attempt whose picture has been fetched."""
+
+    attempt: Attempt
+    endpoint: Endpoint
+    input: VideoInput
+    plan: Plan
+    clip: Clip
+
+    @property
+    def fps(self) -> int:
+        """Frames a second of the finished video."""
+        return int(getattr(self.input, "fps", self.endpoint.default_fps))
+
+
+class VideoReplica:
+    """Holds one video model and runs batches of attempts."""
+
+    def __init__(
+        self,
+        model: VideoModel,
+        endpoints: Mapping[str, Endpoint],
+        painters: Mapping[str, Paint],
+        storage: FileStorage,
+        pictures: PictureSource,
+        find_abandoned: FindAbandoned,
+    ) -> None:
+        """Hold a model that has been set up.
+
+        Args:
+            model: The model.
+            endpoints: By id, every endpoint whose clips it makes.
+            painters: For those that start from a prompt, what paints the picture.
+            storage: Where finished videos go.
+            pictures: Where pictures come from.
+            find_abandoned: Tells which running attempts nobody wants any more.
+        """
+        self._model = model
+        self._endpoints = endpoints
+        self._painters = painters
+        self._storage = storage
+        self._pictures = pictures
+        self._find_abandoned = find_abandoned
+        self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+
+    async def generate(self, attempts: list[Attempt]) -> AsyncIterator[Event]:
+        """Run a batch. Every attempt ends in exactly one Finished, Failed or Dropped; Progress comes in between."""
+        events: asyncio.Queue[Event | None] = asyncio.Queue()
+        run = asyncio.create_task(self._run(attempts, events.put_nowait))
+        run.add_done_callback(lambda _: events.put_nowait(None))
+        try:
+            while (event := await events.get()) is not None:
+                yield event
+            await run
+        finally:
+            run.cancel()
+
+    async def _run(self, attempts: Sequence[Attempt], emit: Emit) -> None:
+        began = time.monotonic()
+        abandoned: set[str] = set()
+        asking = asyncio.create_task(self._ask(attempts, abandoned))
+        try:
+            prepared = await asyncio.gather(*(self._prepare(attempt, emit) for attempt in attempts))
+            ready = sorted(filter(None, prepared), key=_batch_key)
+            for _, group in itertools.groupby(ready, key=_batch_key):
+                await self._animate(list(group), abandoned, emit, began)
+        finally:
+            asking.cancel()
+
+    async def _ask(self, attempts: Sequence[Attempt], abandoned: set[str]) -> None:
+        """Keep ``abandoned`` up to date."""
+        numbers = {attempt.request_id: attempt.number for attempt in attempts}
+        while True:
+            await asyncio.sleep(ASK_SECONDS)
+            with contextlib.suppress(RayError):  # nobody to ask just now: go on with the work
+                abandoned |= await self._find_abandoned(numbers)
+
+    async def _prepare(self, attempt: Attempt, emit: Emit) -> Prepared | None:
+        with logs.request_context(attempt.request_id):
+            try:
+                endpoint = self._endpoints[attempt.endpoint]
+                input = endpoint.Input.model_validate_json(attempt.input)
+                clip = Clip(
+                    await self._picture(endpoint, input, attempt), input.seed, input.motion_bucket_id, input.cond_aug
+                )
+                return Prepared(attempt, endpoint, input, endpoint.plan(input), clip)
+            except Exception as error:
+                emit(_failed(attempt, error))
+                return None
+
+    async def _picture(self, endpoint: Endpoint, input: VideoInput, attempt: Attempt) -> Image.Image:
+        """The first frame, at the clip's size."""
+        if isinstance(input, ImageToVideoInput):
+            return await asyncio.to_thread(fit, await self._pictures.get(input.image_url), self._model.config.sizes)
+        return await self._painters[endpoint.id](attempt.input)
+
+    async def _animate(self, group: list[Prepared], abandoned: set[str], emit: Emit, began: float) -> None:
+        """Denoise clips of one size together, then encode and store each."""
+        loop = asyncio.get_running_loop()
+        ids = tuple(member.attempt.request_id for member in group)
+        steps = group[0].plan.steps
+        stopped = False
+
+        def keep(done: int) -> list[int]:
+            if done:
+                loop.call_soon_threadsafe(emit, Progress(ids, f"Step {done}/{steps}"))
+            return [] if stopped else [i for i, request_id in enumerate(ids) if request_id not in abandoned]
+
+        def denoise() -> tuple[list[np.ndarray | None], float]:
+            start = time.monotonic()
+            return self._model.generate([member.clip for member in group], steps, keep), time.monotonic() - start
+
+        try:
+            clips, seconds = await loop.run_in_executor(self._device, denoise)
+        except Exception as error:
+            for member in group:
+                emit(_failed(member.attempt, error))
+            return
+        finally:
+            stopped = True  # the thread cannot be cancelled; it ends at its next step
+        await asyncio.gather(
+            *(
+                self._deliver(member, frames, emit, began, seconds / len(group))
+                for member, frames in zip(group, clips, strict=True)
+            )
+        )
+
+    async def _deliver(
+        self, member: Prepared, frames: np.ndarray | None, emit: Emit, began: float, gpu_seconds: float
+    ) -> None:
+        request_id = member.attempt.request_id
+        with logs.request_context(request_id):
+            if frames is None:
+                emit(Dropped(request_id))
+                return
+            try:
+                output = await self._store(member, frames)
+                emit(Finished(request_id, output, time.monotonic() - began, gpu_seconds))
+            except Exception as error:
+                emit(_failed(member.attempt, error))
+
+    async def _store(self, member: Prepared, frames: np.ndarray) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(prefix="svd-serve-") as folder:
+            clip = Path(folder) / "clip.mp4"
+            await asyncio.to_thread(encode_mp4, frames, member.fps, clip)
+            file = await self._storage.put(clip, new_key(clip.name))
+        return {member.endpoint.result_key: file.model_dump(), "seed": member.input.seed}
+
+
+class PictureReplica:
+    """Holds one text-to-image pipeline."""
+
+    def __init__(self, endpoint: TextToVideo) -> None:
+        """Hold a pipeline that has been set up."""
+        self._endpoint = endpoint
+        self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+
+    async def paint(self, input: str) -> Image.Image:
+        """The picture for a checked input (JSON), at the clip's size."""
+        parsed = TextToVideoInput.model_validate_json(input)
+        return await asyncio.get_running_loop().run_in_executor(self._device, self._endpoint.paint, parsed)
+
+
+def _batch_key(prepared: Prepared) -> tuple[Any, ...]:
+    return prepared.clip.size, prepared.plan.steps
+
+
+def _failed(attempt: Attempt, error: Exception) -> Failed:
+    if isinstance(error, RayTaskError):
+        error = error.cause
+    if isinstance(error, ServingError):
+        return Failed(attempt.request_id, error.failure())
+    logger.error("attempt %s failed", attempt.number, exc_info=error)
+    if isinstance(error, RayError):  # the painter's replica died
+        return Failed(attempt.request_id, RunnerDisconnected("A replica was lost").failure())
+    return Failed(attempt.request_id, RunnerServerError("The model failed").failure())

@@ -1,0 +1,1 @@
+"""One file per served endpoint, and the SVD sampler they share."""

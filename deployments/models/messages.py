@@ -1,0 +1,62 @@
+"""What a dispatcher and a replica say to each other. Plain values: they cross processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deployments.errors import Failure
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One run of a request: what the replica is asked to do. ``input`` is the checked input as JSON."""
+
+    request_id: str
+    number: int
+    endpoint: str
+    input: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A line for the logs of these requests."""
+
+    request_ids: tuple[str, ...]
+    message: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A clip is stored.
+
+    Attributes:
+        request_id: Whose.
+        output: The body of the result, as fal's clients read it.
+        inference_seconds: From the attempt's arrival at the replica to the stored file.
+        gpu_seconds: This request's share of its batch's time on the device.
+    """
+
+    request_id: str
+    output: Mapping[str, Any]
+    inference_seconds: float
+    gpu_seconds: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The attempt failed; ``failure.retryable`` says whether another may succeed."""
+
+    request_id: str
+    failure: Failure
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """The attempt was stopped because nobody wanted it any more."""
+
+    request_id: str
+
+
+Event = Progress | Finished | Failed | Dropped

@@ -1,0 +1,51 @@
+"""fal-ai/svd: the caller chooses the number of steps. Its result calls the video file ``image``, as fal's does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from deployments.errors import FeatureNotSupported
+from deployments.models.base import ImageToVideoInput, Plan, VideoInput, VideoModel
+
+if TYPE_CHECKING:
+    from deployments.models.schedules import Schedule
+
+
+class SVDInput(ImageToVideoInput):
+    """The input of fal-ai/svd."""
+
+    steps: int = Field(20, ge=1, le=100, description="Sampler steps: more take longer and look cleaner.")
+    mask_image_url: str | None = Field(None, description="A mask: white keeps still, black moves. Not offered yet.")
+    control_maps_data_url: str | None = Field(None, description="An archive of depth maps. Not offered yet.")
+
+
+class SVD(VideoModel):
+    """Stable Video Diffusion XT with per-frame guidance from 1 to 3."""
+
+    Input: ClassVar[type[VideoInput]] = SVDInput
+    title = "Stable Video Diffusion"
+    result_key = "image"
+    guidance = (1.0, 3.0)
+
+    def plan(self, input: VideoInput) -> Plan:
+        """As every video model's.
+
+        Raises:
+            FeatureNotSupported: A mask or depth maps were sent. Ignoring them would give another clip than asked for.
+        """
+        for field in ("mask_image_url", "control_maps_data_url"):
+            if getattr(input, field):
+                raise FeatureNotSupported(f"{field} is not supported by this server yet", ("body", field))
+        return super().plan(input)
+
+    def steps(self, input: VideoInput) -> int:  # noqa: D102
+        assert isinstance(input, SVDInput)
+        return input.steps
+
+    @staticmethod
+    def schedule(steps: int) -> Schedule:  # noqa: D102
+        from deployments.models.schedules import euler_schedule
+
+        return euler_schedule(steps)
