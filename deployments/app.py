@@ -1,0 +1,163 @@
+"""The composition root: the only file that knows every deployment.
+
+What ``bind`` receives is pickled into Serve's state, so it is told how to open a store, never a URL with a password:
+the ``open_…`` functions read ``Settings`` in the process that needs them.
+
+Annotations are not postponed here: Serve reads ``build_app``'s to know what to check ``args`` against.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus
+from starlette.types import ASGIApp
+
+from deployments import logs
+from deployments.gateway.api import create_api
+from deployments.inference.images import PictureSource
+from deployments.inference.replica import PictureReplica, VideoReplica, device
+from deployments.models.base import Endpoint, VideoModel
+from deployments.models.text_to_video import TextToVideo
+from deployments.queue.dispatcher import Dispatcher
+from deployments.queue.store import RequestStore
+from deployments.settings import AppArgs, Settings
+from deployments.storage import FileStorage
+
+DISPATCHER = "Dispatcher"
+GATEWAY = "Gateway"
+BATCHES_ON_A_REPLICA = 2
+"""One batch denoises while the next prepares."""
+
+READY_SECONDS = 1.0
+"""How long an answer about readiness is good for."""
+
+
+def build_app(args: AppArgs) -> Application:
+    """The application that serve_config.yaml imports."""
+    endpoints = args.build()
+    painters = {
+        endpoint.id: serve.deployment(name=endpoint.deployment)(PictureDeployment).bind(endpoint)
+        for endpoint in endpoints.values()
+        if isinstance(endpoint, TextToVideo)
+    }
+    replicas = {
+        model.deployment: _bind_replica(model, endpoints, painters)
+        for model in endpoints.values()
+        if isinstance(model, VideoModel)
+    }
+    dispatcher = serve.deployment(name=DISPATCHER)(DispatcherDeployment).bind(replicas)
+
+    def build_api() -> ASGIApp:
+        logs.configure()
+        settings = Settings()
+        return create_api(endpoints, open_store, open_storage(), settings.key(), settings.public_url, Readiness())
+
+    return serve.deployment(name=GATEWAY)(serve.ingress(build_api)()).bind(dispatcher)
+
+
+def _bind_replica(
+    model: VideoModel, endpoints: Mapping[str, Endpoint], painters: Mapping[str, Application]
+) -> Application:
+    served = {id: endpoint for id, endpoint in endpoints.items() if endpoint.video_endpoint == model.id}
+    deployment = serve.deployment(name=model.deployment, max_ongoing_requests=BATCHES_ON_A_REPLICA)
+    return deployment(VideoDeployment).bind(
+        model, served, {id: painter for id, painter in painters.items() if id in served}
+    )
+
+
+async def open_store() -> RequestStore:
+    """The queue that the environment names."""
+    return await RequestStore.open(Settings().database_url)
+
+
+def open_storage() -> FileStorage:
+    """The file storage that the environment names."""
+    settings = Settings()
+    return FileStorage.open(settings.storage_url, settings.public_url)
+
+
+async def find_abandoned(attempts: Mapping[str, int]) -> set[str]:
+    """Ask a dispatcher which attempts nobody wants any more. Replicas have no way to the database."""
+    dispatcher: Any = serve.get_deployment_handle(DISPATCHER)
+    answer: set[str] = await dispatcher.abandoned.remote(attempts)
+    return answer
+
+
+class VideoDeployment(VideoReplica):
+    """The Serve deployment of one video model."""
+
+    def __init__(
+        self, model: VideoModel, endpoints: Mapping[str, Endpoint], painters: Mapping[str, DeploymentHandle[Any]]
+    ) -> None:
+        """Load the weights."""
+        logs.configure()
+        storage = open_storage()
+        pictures = PictureSource(storage, Settings().fetch_allow_private)
+        model.setup(device())
+        paint = {id: handle.paint.remote for id, handle in painters.items()}
+        super().__init__(model, endpoints, paint, storage, pictures, find_abandoned)
+
+
+class PictureDeployment(PictureReplica):
+    """The Serve deployment of one text-to-image pipeline."""
+
+    def __init__(self, endpoint: TextToVideo) -> None:
+        """Load the weights."""
+        logs.configure()
+        endpoint.setup(device())
+        super().__init__(endpoint)
+
+
+class DispatcherDeployment(Dispatcher):
+    """The Serve deployment of the dispatcher."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, replicas: Mapping[str, DeploymentHandle[Any]]
+    ) -> None:
+        """Open the queue and begin."""
+        logs.configure()
+        handles: dict[str, Any] = {
+            model: handle.options(method_name="generate", stream=True) for model, handle in replicas.items()
+        }
+        super().__init__(await open_store(), handles, owner=str(uuid4()))
+        await self.start()
+
+    async def __del__(self) -> None:
+        """Serve's hook for a graceful end."""
+        await self.stop()
+
+
+class Readiness:
+    """Whether every deployment of this application has the replicas it should have."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._asked = -READY_SECONDS
+        self._reason: str | None = None
+        self._lock = asyncio.Lock()
+
+    async def __call__(self) -> str | None:
+        """Why the application cannot serve yet, or None."""
+        async with self._lock:
+            if time.monotonic() - self._asked >= READY_SECONDS:
+                self._reason = await asyncio.to_thread(_not_ready, serve.get_replica_context().app_name)
+                self._asked = time.monotonic()
+        return self._reason
+
+
+def _not_ready(app_name: str) -> str | None:
+    application = serve.status().applications[app_name]
+    waiting = [
+        f"{name} is {deployment.status}"
+        for name, deployment in application.deployments.items()
+        if deployment.status != "HEALTHY"
+    ]
+    if waiting or application.status != ApplicationStatus.RUNNING:
+        return "; ".join(waiting) or f"the application is {application.status}"
+    return None

@@ -1,0 +1,275 @@
+"""``svd-serve``: start the service on this machine, try it, migrate its database.
+
+``serve`` deploys serve_config.yaml the way ``serve deploy`` and KubeRay do, on a Ray cluster of its own that lives and
+dies with this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from deployments.settings import AppArgs, Settings
+from deployments.storage import FileStorage
+
+SAMPLE = Path(__file__).parent / "gateway" / "playground" / "sample.jpg"
+SAMPLE_KEY = "samples/landscape.jpg"
+OBJECT_STORE_BYTES = 200 * 1024 * 1024
+"""Ray's shared memory. What crosses processes here is small: inputs, events, a painted picture."""
+
+RAY_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # one machine: node addresses stay on 127.0.0.1
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; answer its exit status."""
+    parser = argparse.ArgumentParser(prog="svd-serve", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_serve(commands)
+    _add_demo(commands)
+    migrate = commands.add_parser("migrate", help="bring the database to the newest schema")
+    migrate.set_defaults(run=_migrate)
+    options = parser.parse_args(arguments)
+    status: int = options.run(options)
+    return status
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser("serve", help="start the service and keep it running")
+    serve.add_argument("--config", type=Path, default=Path("serve_config.yaml"))
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--data-dir", type=Path, help="instead of SVD_DATA_DIR")
+    serve.set_defaults(run=_serve)
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser("demo", help="make one video through the running service, or one started for it")
+    demo.add_argument("--picture", type=Path, default=SAMPLE)
+    demo.add_argument("--endpoint", default="fal-ai/stable-video")
+    demo.add_argument("--output", type=Path, default=Path("demo.mp4"))
+    demo.set_defaults(run=_demo)
+
+
+# ---------------------------------------------------------------- serve
+
+
+def _serve(options: argparse.Namespace) -> int:
+    problem = _port_problem(options.host, options.port)
+    if problem:
+        return _complain(problem)
+    _set_environment(options)
+    try:
+        config = _read_config(options)
+        settings = Settings()
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        return _complain(f"{options.config}: {error}")
+    settings.key()  # made here, before several processes want it
+    sample = asyncio.run(FileStorage.open(settings.storage_url, settings.public_url).put(SAMPLE, SAMPLE_KEY))
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    import ray
+    from ray import serve
+
+    try:
+        ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
+        _deploy(config)
+        failure = _wait_until_ready(f"http://{options.host}:{options.port}")
+        if failure:
+            return _complain(failure)
+        print(_banner(settings, sample.url), flush=True)
+        while True:
+            signal.pause()
+    except (KeyboardInterrupt, SystemExit):
+        return 0
+    finally:
+        print("Stopping.", flush=True)
+        serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
+
+
+def _port_problem(host: str, port: int) -> str | None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return f"cannot listen on {host}:{port}: {error.strerror}. Is a server running already? Try PORT={port + 1}"
+    return None
+
+
+def _set_environment(options: argparse.Namespace) -> None:
+    """What every process of the service inherits."""
+    if options.data_dir:
+        os.environ["SVD_DATA_DIR"] = str(options.data_dir)
+    os.environ["SVD_DATA_DIR"] = str(Path(os.environ.get("SVD_DATA_DIR") or "data").absolute())
+    os.environ.setdefault("SVD_PUBLIC_URL", f"http://{options.host}:{options.port}")
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def _read_config(options: argparse.Namespace) -> Any:
+    """The Serve configuration, checked as far as it can be before anything has started."""
+    from ray.serve.schema import ServeDeploySchema
+
+    document = yaml.safe_load(options.config.read_text())
+    document.setdefault("http_options", {}).update(host=options.host, port=options.port)
+    for application in document.get("applications", []):
+        AppArgs.model_validate(application.get("args", {}))
+    return ServeDeploySchema.model_validate(document)
+
+
+def _deploy(config: Any) -> None:
+    from ray import serve
+    from ray.serve.context import _get_global_client
+
+    serve.start(proxy_location=config.proxy_location, http_options=config.http_options.model_dump())
+    # The one way to deploy a whole config file, deployments section included, without a dashboard in between.
+    client = _get_global_client()
+    assert client is not None
+    client.deploy_apps(config)
+
+
+def _wait_until_ready(url: str) -> str | None:
+    """Return once the service is ready; with a reason when it never will be."""
+    from ray import serve
+    from ray.serve.schema import ApplicationStatus
+
+    while not _is_ready(url):
+        for name, application in serve.status().applications.items():
+            if application.status == ApplicationStatus.DEPLOY_FAILED:
+                return f"{name} could not be deployed: {application.message}"
+        time.sleep(0.25)
+    return None
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health/ready", timeout=5):  # noqa: S310 - our own http address
+            return True
+    except OSError:
+        return False
+
+
+def _banner(settings: Settings, sample_url: str) -> str:
+    url, key = settings.public_url, settings.key()
+    body = f'{{"image_url": "{sample_url}"}}'
+    return f"""
+svd-serve is ready.
+
+  URL         {url}
+  playground  {url}/models/fal-ai/stable-video#key={key}
+  key         {key}
+
+  curl -X POST {url}/fal-ai/stable-video -H 'Authorization: Key {key}' -H 'Content-Type: application/json' -d '{body}'
+"""
+
+
+# ---------------------------------------------------------------- demo
+
+
+def _demo(options: argparse.Namespace) -> int:
+    settings = Settings()
+    server = None if _is_ready(settings.public_url) else _start_server(settings.public_url)
+    try:
+        if server and not _is_ready(settings.public_url):
+            return _complain("the server did not start")
+        path = _make_clip(settings, options)
+    finally:
+        if server:
+            server.terminate()
+            server.wait()
+    print(path.absolute())
+    return 0
+
+
+def _start_server(url: str) -> subprocess.Popen[bytes]:
+    """Start a server; return when it is ready or has ended."""
+    port = urlsplit(url).port or 8000
+    server = subprocess.Popen(  # noqa: S603 - our own command
+        [sys.executable, "-m", "deployments.cli", "serve", "--port", str(port)], stdout=subprocess.DEVNULL
+    )
+    print("Starting a server …", flush=True)
+    while server.poll() is None and not _is_ready(url):
+        time.sleep(0.25)
+    return server
+
+
+def _make_clip(settings: Settings, options: argparse.Namespace) -> Path:
+    """Call the service as any program does: through the official client."""
+    import fal_client
+    from tqdm import tqdm
+
+    point_fal_client_at(settings.public_url)
+    bar = tqdm(total=1, unit="step")
+
+    def show(update: Any) -> None:
+        for line in getattr(update, "logs", None) or []:
+            if step := re.fullmatch(r"Step (\d+)/(\d+)", line["message"]):
+                bar.total, bar.n = int(step[2]), int(step[1])
+        bar.refresh()
+
+    result = fal_client.SyncClient(key=settings.key()).subscribe(
+        options.endpoint,
+        arguments={"image_url": fal_client.encode_file(options.picture)},
+        with_logs=True,
+        on_queue_update=show,
+    )
+    bar.close()
+    video = result.get("video") or result["image"]
+    path: Path = options.output
+    with urllib.request.urlopen(video["url"]) as response:  # noqa: S310 - our own address
+        path.write_bytes(response.read())
+    return path
+
+
+def point_fal_client_at(url: str) -> None:
+    """Make the official Python client in this process talk to a server of ours.
+
+    It knows fal's hosts as module globals, and insists on https wherever it takes a host from the environment.
+    """
+    import fal_client.client as fal
+
+    fal.RUN_URL_FORMAT = f"{url}/"
+    fal.QUEUE_URL_FORMAT = f"{url}/queue/"
+
+
+# ---------------------------------------------------------------- migrate
+
+
+def _migrate(options: argparse.Namespace) -> int:
+    from deployments.app import open_store
+
+    async def migrate() -> None:
+        await (await open_store()).close()
+
+    asyncio.run(migrate())
+    return 0
+
+
+def _complain(problem: str) -> int:
+    print(f"svd-serve: {problem}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
