@@ -83,7 +83,7 @@ class TextToVideo(Endpoint):
             self.config.source,
             revision=self.config.revision,
             use_safetensors=True,
-            torch_dtype=torch.float32 if device == "cpu" else torch.bfloat16,
+            dtype=torch.float32 if device == "cpu" else torch.bfloat16,
         ).to(device)
         self._pipeline.set_progress_bar_config(disable=True)
 
