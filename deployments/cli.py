@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import yaml
 
 from deployments.settings import AppArgs, Settings
@@ -31,6 +33,9 @@ SAMPLE = Path(__file__).parent / "gateway" / "playground" / "sample.jpg"
 SAMPLE_KEY = "samples/landscape.jpg"
 OBJECT_STORE_BYTES = 200 * 1024 * 1024
 """Ray's shared memory. What crosses processes here is small: inputs, events, a painted picture."""
+
+STOP_SECONDS = 10.0
+"""How long Ray's processes may take to end by themselves once it has been shut down."""
 
 RAY_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # one machine: node addresses stay on 127.0.0.1
@@ -88,7 +93,6 @@ def _serve(options: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     import ray
-    from ray import serve
 
     try:
         ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
@@ -102,9 +106,9 @@ def _serve(options: argparse.Namespace) -> int:
     except (KeyboardInterrupt, SystemExit):
         return 0
     finally:
-        print("Stopping.", flush=True)
-        serve.shutdown()  # type: ignore[no-untyped-call]
-        ray.shutdown()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # stopping has begun; impatience must not leave half of it running
+        _stop()
 
 
 def _port_problem(host: str, port: int) -> str | None:
@@ -149,6 +153,21 @@ def _deploy(config: Any) -> None:
     client.deploy_apps(config)
 
 
+def _stop() -> None:
+    """End Serve, Ray and every process below this one."""
+    import ray
+    from ray import serve
+
+    print("Stopping.", flush=True)
+    tree = psutil.Process().children(recursive=True)
+    serve.shutdown()  # type: ignore[no-untyped-call]
+    ray.shutdown()
+    _, alive = psutil.wait_procs(tree, timeout=STOP_SECONDS)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def _wait_until_ready(url: str) -> str | None:
     """Return once the service is ready; with a reason when it never will be."""
     from ray import serve
@@ -157,7 +176,7 @@ def _wait_until_ready(url: str) -> str | None:
     while not _is_ready(url):
         for name, application in serve.status().applications.items():
             if application.status == ApplicationStatus.DEPLOY_FAILED:
-                return f"{name} could not be deployed: {application.message}"
+                return f"{name} could not be deployed: {application.message.strip().splitlines()[-1]}"
         time.sleep(0.25)
     return None
 

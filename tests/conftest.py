@@ -1,0 +1,102 @@
+"""What tests share: a queue on SQLite, and the real service, started once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from deployments.queue.store import RequestStore
+
+ROOT = Path(__file__).parents[1]
+READY_SECONDS = 240.0
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[RequestStore]:
+    """An empty queue."""
+    store = await RequestStore.open(f"sqlite+aiosqlite:///{tmp_path}/queue.db")
+    yield store
+    await store.close()
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running service."""
+
+    url: str
+    key: str
+    data_dir: Path
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_server(data_dir: Path, port: int, config: Path = ROOT / "serve_config.yaml") -> Server:
+    """Start ``svd-serve serve`` as a user does; return when it is ready."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    log = data_dir / "server.log"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SVD_", "RAY_"))}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "deployments.cli", "serve"]
+            + ["--config", str(config), "--port", str(port), "--data-dir", str(data_dir)],
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    give_up = time.monotonic() + READY_SECONDS
+    while not is_ready(url):
+        if process.poll() is not None or time.monotonic() > give_up:
+            process.kill()
+            pytest.fail(f"the server did not start:\n{log.read_text()}")
+        time.sleep(0.25)
+    return Server(url, (data_dir / "admin.key").read_text().strip(), data_dir, process, log)
+
+
+def stop_server(server: Server) -> None:
+    server.process.send_signal(signal.SIGTERM)
+    server.process.wait(60)
+
+
+def is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health/ready", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The service of serve_config.yaml, one for the whole session."""
+    server = start_server(tmp_path_factory.mktemp("service"), free_port())
+    yield server
+    stop_server(server)
+
+
+def need(tool: str) -> str:
+    """The path of a program. Without it a test is skipped, but never on CI."""
+    path = shutil.which(tool)
+    if path is None:
+        message = f"{tool} is not installed"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    return path

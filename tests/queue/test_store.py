@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, update
+
+from deployments.errors import InvalidInput, RunnerServerError, Unavailable
+from deployments.models.messages import Attempt
+from deployments.queue.request import MAX_ATTEMPTS, Cancelled, LogLine, Priority, RequestStatus
+from deployments.queue.store import BatchLimits, Outcome, RequestStore
+from deployments.queue.tables import dispatchers, now, requests
+from tests.queue.conftest import MODEL, new_request
+
+ONE = BatchLimits()
+FOUR = BatchLimits(max_batch_size=4)
+
+
+async def claim_one(store: RequestStore, owner: str = "a") -> Attempt:
+    await store.heartbeat(owner, 10)
+    (attempt,) = await store.claim(MODEL, owner, ONE)
+    return attempt
+
+
+async def test_accepted_request_waits_and_its_input_reaches_the_claimer(store: RequestStore) -> None:
+    request = await store.submit(new_request(input='{"seed": 7}'))
+    assert request.status == RequestStatus.IN_QUEUE
+    assert (await store.get(request.id)) == request
+    assert await store.claim(MODEL, "a", ONE) == [Attempt(request.id, 1, "fal-ai/svd", '{"seed": 7}')]
+
+
+async def test_acknowledged_request_is_on_disk(store: RequestStore, tmp_path: Path) -> None:
+    request = await store.submit(new_request())
+    other = await RequestStore.open(f"sqlite+aiosqlite:///{tmp_path}/queue.db")
+    assert await other.get(request.id) == request
+    await other.close()
+
+
+async def test_refused_request_is_recorded_as_completed_with_its_error(store: RequestStore) -> None:
+    failure = InvalidInput([{"loc": ("fps",), "msg": "too big", "type": "less_than_equal"}]).failure()
+    request = await store.submit(new_request(), failure)
+    ended = await store.get(request.id)
+    assert ended and (ended.status, ended.status_code) == (RequestStatus.COMPLETED, 422)
+    assert await store.output(request.id) == failure.body
+    assert await store.claim(MODEL, "a", ONE) == []
+
+
+async def test_normal_requests_go_before_low_ones_and_older_before_newer(store: RequestStore) -> None:
+    low = await store.submit(new_request(priority=Priority.LOW))
+    normal = [await store.submit(new_request()) for _ in range(3)]
+    order = [(await claim_one(store)).request_id for _ in range(4)]
+    assert order == [*(request.id for request in normal), low.id]
+
+
+async def test_batch_holds_only_compatible_requests_in_queue_order(store: RequestStore) -> None:
+    first = await store.submit(new_request(batch_key="steps=20"))
+    other = await store.submit(new_request(batch_key="steps=4"))
+    second = await store.submit(new_request(batch_key="steps=20"))
+    elsewhere = await store.submit(new_request(model="other"))
+    assert [attempt.request_id for attempt in await store.claim(MODEL, "a", FOUR)] == [first.id, second.id]
+    assert [attempt.request_id for attempt in await store.claim(MODEL, "a", FOUR)] == [other.id]
+    assert await store.models_with_work() == {elsewhere.model}
+
+
+@pytest.mark.parametrize(
+    ("pixel_frames", "size"), [(1000, 4), (4000, 2), (5000, 2), (9000, 1), (100_000, 1), (0, 4)]
+)
+async def test_batch_stays_within_its_budget_and_an_outsized_request_runs_alone(
+    store: RequestStore, pixel_frames: int, size: int
+) -> None:
+    for _ in range(6):
+        await store.submit(new_request(pixel_frames=pixel_frames))
+    limits = BatchLimits(max_batch_size=4, max_pixel_frames=10_000)
+    assert len(await store.claim(MODEL, "a", limits)) == size
+
+
+async def test_concurrent_claimers_never_share_a_request(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/queue.db"
+    stores = [await RequestStore.open(url) for _ in range(4)]
+    submitted = {(await stores[0].submit(new_request())).id for _ in range(60)}
+
+    async def drain(store: RequestStore, owner: str) -> list[str]:
+        taken: list[str] = []
+        while batch := await store.claim(MODEL, owner, FOUR):
+            taken += [attempt.request_id for attempt in batch]
+        return taken
+
+    taken = await asyncio.gather(*(drain(store, str(i)) for i, store in enumerate(stores)))
+    assert sorted(sum(taken, [])) == sorted(submitted)
+    for store in stores:
+        await store.close()
+
+
+async def test_stores_opened_at_once_migrate_once(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/queue.db"
+    stores = await asyncio.gather(*(RequestStore.open(url) for _ in range(4)))
+    for store in stores:
+        assert await store.models_with_work() == set()
+        await store.close()
+
+
+async def test_completion_records_the_answer_and_what_it_took(store: RequestStore) -> None:
+    request = await store.submit(new_request())
+    attempt = await claim_one(store)
+    outcome = Outcome(200, {"video": {}}, inference_seconds=1.5, gpu_seconds=1.25)
+    assert await store.complete(attempt, "a", outcome)
+    ended = await store.get(request.id)
+    assert ended and (ended.status_code, ended.error, ended.gpu_seconds) == (200, None, 1.25)
+    assert ended.created_at <= (ended.started_at or 0) <= (ended.finished_at or 0)
+    assert await store.output(request.id) == {"video": {}}
+
+
+async def test_late_result_of_a_replaced_attempt_is_dropped(store: RequestStore) -> None:
+    request = await store.submit(new_request())
+    old = await claim_one(store, "a")
+    await store.lose(old, "a", "gone")
+    new = await claim_one(store, "b")
+    assert new.number == 2
+    assert not await store.complete(old, "a", Outcome(200, {"from": "old"}))
+    assert await store.complete(new, "b", Outcome(200, {"from": "new"}))
+    assert not await store.complete(new, "b", Outcome(200, {"from": "again"}))
+    assert await store.output(request.id) == {"from": "new"}
+
+
+async def test_lost_attempt_keeps_its_place_and_says_so_in_the_log(store: RequestStore) -> None:
+    first, second = [await store.submit(new_request()) for _ in range(2)]
+    await store.lose(await claim_one(store), "a", "the replica was lost")
+    assert (await store.waiting(MODEL))[0] == (first.priority, first.seq)
+    assert [line.message for line in await store.logs(first.id)] == [
+        "runner_disconnected: the replica was lost; retrying"
+    ]
+    assert (await claim_one(store)).request_id == first.id
+    assert await store.logs(second.id) == []
+
+
+async def test_retries_end_at_ten_attempts(store: RequestStore) -> None:
+    request = await store.submit(new_request())
+    for number in range(1, MAX_ATTEMPTS + 1):
+        attempt = await claim_one(store)
+        assert attempt.number == number
+        await store.lose(attempt, "a", "gone")
+    ended = await store.get(request.id)
+    assert ended and (ended.status_code, ended.error_type) == (503, "runner_disconnected")
+    assert ended.gateway_request_id != ended.id
+
+
+async def test_no_retry_ends_with_the_first_lost_attempt(store: RequestStore) -> None:
+    request = await store.submit(new_request(no_retry=True))
+    await store.lose(await claim_one(store), "a", "gone")
+    ended = await store.get(request.id)
+    assert ended and (ended.status_code, ended.attempt) == (503, 1)
+
+
+async def test_waiting_request_is_cancelled_at_once_and_never_runs(store: RequestStore) -> None:
+    request = await store.submit(new_request())
+    assert await store.cancel(request.id) == Cancelled.REQUESTED
+    assert await store.claim(MODEL, "a", ONE) == []
+    ended = await store.get(request.id)
+    assert ended and (ended.status_code, ended.error_type) == (499, "client_cancelled")
+    assert await store.cancel(request.id) == Cancelled.ALREADY_COMPLETED
+
+
+async def test_running_request_is_flagged_for_its_replica(store: RequestStore) -> None:
+    request = await store.submit(new_request())
+    attempt = await claim_one(store)
+    assert await store.abandoned({request.id: attempt.number}) == set()
+    assert await store.cancel(request.id) == Cancelled.REQUESTED
+    assert await store.abandoned({request.id: attempt.number}) == {request.id}
+
+
+async def test_superseded_and_unknown_attempts_are_abandoned(store: RequestStore) -> None:
+    request = await store.submit(new_request())
+    old = await claim_one(store)
+    await store.lose(old, "a", "gone")
+    new = await claim_one(store)
+    assert await store.abandoned({request.id: old.number}) == {request.id}
+    assert await store.abandoned({request.id: new.number, "unknown": 1}) == {"unknown"}
+
+
+async def test_cancelled_request_whose_replica_dies_ends_cancelled(store: RequestStore) -> None:
+    request = await store.submit(new_request())
+    attempt = await claim_one(store)
+    await store.cancel(request.id)
+    await store.lose(attempt, "a", "gone")
+    ended = await store.get(request.id)
+    assert ended and ended.error_type == "client_cancelled"
+
+
+async def expire_lease(store: RequestStore, owner: str) -> None:
+    async with store._transaction() as connection:
+        past = update(dispatchers).where(dispatchers.c.owner == owner).values(lease_until=now() - 1)
+        await connection.execute(past)
+
+
+async def test_sweep_requeues_what_an_expired_dispatcher_held_and_nothing_else(store: RequestStore) -> None:
+    held, mine = [await store.submit(new_request()) for _ in range(2)]
+    stale = await claim_one(store, "dead")
+    await claim_one(store, "alive")
+    await expire_lease(store, "dead")
+    await store.sweep()
+    assert await store.waiting(MODEL) == [(held.priority, held.seq)]
+    still = await store.get(mine.id)
+    assert still and still.status == RequestStatus.IN_PROGRESS
+    assert not await store.complete(stale, "dead", Outcome(200, {}))
+
+
+async def test_heartbeat_keeps_a_lease_through_a_sweep(store: RequestStore) -> None:
+    await store.submit(new_request())
+    attempt = await claim_one(store, "a")
+    await expire_lease(store, "a")
+    await store.heartbeat("a", 10)
+    await store.sweep()
+    assert await store.complete(attempt, "a", Outcome(200, {}))
+
+
+async def test_given_back_requests_wait_again_at_once(store: RequestStore) -> None:
+    request = await store.submit(new_request())
+    await claim_one(store, "a")
+    await store.give_back("a")
+    assert await store.waiting(MODEL) == [(request.priority, request.seq)]
+
+
+async def test_request_that_does_not_start_in_its_callers_time_ends_with_504(store: RequestStore) -> None:
+    late = await store.submit(new_request(start_timeout=-1))
+    patient = await store.submit(new_request(start_timeout=100))
+    assert (await claim_one(store)).request_id == patient.id
+    await store.sweep()
+    ended = await store.get(late.id)
+    assert ended and (ended.status_code, ended.error_type) == (504, "startup_timeout")
+
+
+async def test_logs_come_in_order_and_can_be_skipped(store: RequestStore) -> None:
+    request = await store.submit(new_request())
+    await store.log([LogLine(request.id, f"line {i}", float(i)) for i in range(5)])
+    assert [line.message for line in await store.logs(request.id, skip=3)] == ["line 3", "line 4"]
+
+
+async def test_failure_is_stored_with_its_body(store: RequestStore) -> None:
+    request = await store.submit(new_request())
+    failure = RunnerServerError("The model failed").failure()
+    await store.complete(await claim_one(store), "a", Outcome.of(failure))
+    ended = await store.get(request.id)
+    assert ended and (ended.status_code, ended.error, ended.error_type) == (500, failure.message, failure.type)
+    assert await store.output(request.id) == failure.body
+
+
+async def test_unreachable_database_is_unavailable_not_a_crash(tmp_path: Path) -> None:
+    store = await RequestStore.open(f"sqlite+aiosqlite:///{tmp_path}/queue.db")
+    async with store._transaction() as connection:
+        await connection.exec_driver_sql("ALTER TABLE requests RENAME TO elsewhere")
+    with pytest.raises(Unavailable):
+        await store.submit(new_request())
+    await store.close()
+
+
+async def test_database_clock_agrees_with_ours(store: RequestStore) -> None:
+    import time
+
+    async with store._read() as connection:
+        there = (await connection.execute(select(now()))).scalar_one()
+    assert abs(there - time.time()) < 5
+
+
+def test_statements_compile_for_postgresql_with_skip_locked() -> None:
+    from sqlalchemy.dialects import postgresql
+
+    query = select(requests.c.seq, now()).with_for_update(skip_locked=True)
+    text = str(query.compile(dialect=postgresql.dialect()))
+    assert "FOR UPDATE SKIP LOCKED" in text and "clock_timestamp()" in text
