@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from deployments import logs
 from deployments.gateway.api import create_api
 from deployments.inference.images import PictureSource
-from deployments.inference.replica import PictureReplica, VideoReplica, device
+from deployments.inference.replica import PictureReplica, VideoReplica, open_device
 from deployments.models.base import Endpoint, VideoModel
 from deployments.models.text_to_video import TextToVideo
 from deployments.queue.dispatcher import Dispatcher
@@ -99,7 +99,7 @@ class VideoDeployment(VideoReplica):
         logs.configure()
         storage = open_storage()
         pictures = PictureSource(storage, Settings().fetch_allow_private)
-        model.setup(device())
+        model.setup(open_device())
         paint = {id: handle.paint.remote for id, handle in painters.items()}
         super().__init__(model, endpoints, paint, storage, pictures, find_abandoned)
 
@@ -110,7 +110,7 @@ class PictureDeployment(PictureReplica):
     def __init__(self, endpoint: TextToVideo) -> None:
         """Load the weights."""
         logs.configure()
-        endpoint.setup(device())
+        endpoint.setup(open_device())
         super().__init__(endpoint)
 
 

@@ -16,13 +16,12 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import psutil
 import yaml
 
@@ -37,11 +36,12 @@ OBJECT_STORE_BYTES = 200 * 1024 * 1024
 STOP_SECONDS = 10.0
 """How long Ray's processes may take to end by themselves once it has been shut down."""
 
-RAY_ENVIRONMENT = {
+SERVICE_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # one machine: node addresses stay on 127.0.0.1
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_DEDUP_LOGS": "0",
+    "TQDM_DISABLE": "1",  # loaders draw progress bars, which are no logs
+    "TRANSFORMERS_VERBOSITY": "error",
 }
 
 
@@ -91,11 +91,12 @@ def _serve(options: argparse.Namespace) -> int:
     settings.key()  # made here, before several processes want it
     sample = asyncio.run(FileStorage.open(settings.storage_url, settings.public_url).put(SAMPLE, SAMPLE_KEY))
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     import ray
 
     try:
+        signal.signal(signal.SIGTERM, _exit)
         ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
+        signal.signal(signal.SIGTERM, _exit)  # again: Ray has put its own in place, which aborts
         _deploy(config)
         failure = _wait_until_ready(f"http://{options.host}:{options.port}")
         if failure:
@@ -127,7 +128,7 @@ def _set_environment(options: argparse.Namespace) -> None:
         os.environ["SVD_DATA_DIR"] = str(options.data_dir)
     os.environ["SVD_DATA_DIR"] = str(Path(os.environ.get("SVD_DATA_DIR") or "data").absolute())
     os.environ.setdefault("SVD_PUBLIC_URL", f"http://{options.host}:{options.port}")
-    for name, value in RAY_ENVIRONMENT.items():
+    for name, value in SERVICE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
@@ -146,11 +147,19 @@ def _deploy(config: Any) -> None:
     from ray import serve
     from ray.serve.context import _get_global_client
 
-    serve.start(proxy_location=config.proxy_location, http_options=config.http_options.model_dump())
+    serve.start(
+        proxy_location=config.proxy_location,
+        http_options=config.http_options.model_dump(),
+        logging_config=config.logging_config,
+    )
     # The one way to deploy a whole config file, deployments section included, without a dashboard in between.
     client = _get_global_client()
     assert client is not None
     client.deploy_apps(config)
+
+
+def _exit(number: int, frame: object) -> None:
+    sys.exit(0)
 
 
 def _stop() -> None:
@@ -173,7 +182,7 @@ def _wait_until_ready(url: str) -> str | None:
     from ray import serve
     from ray.serve.schema import ApplicationStatus
 
-    while not _is_ready(url):
+    while not is_ready(url):
         for name, application in serve.status().applications.items():
             if application.status == ApplicationStatus.DEPLOY_FAILED:
                 return f"{name} could not be deployed: {application.message.strip().splitlines()[-1]}"
@@ -181,11 +190,11 @@ def _wait_until_ready(url: str) -> str | None:
     return None
 
 
-def _is_ready(url: str) -> bool:
+def is_ready(url: str) -> bool:
+    """Whether a service under this address says that it is ready."""
     try:
-        with urllib.request.urlopen(f"{url}/health/ready", timeout=5):  # noqa: S310 - our own http address
-            return True
-    except OSError:
+        return httpx.get(f"{url}/health/ready", timeout=5, trust_env=False).is_success
+    except httpx.TransportError:
         return False
 
 
@@ -208,9 +217,9 @@ svd-serve is ready.
 
 def _demo(options: argparse.Namespace) -> int:
     settings = Settings()
-    server = None if _is_ready(settings.public_url) else _start_server(settings.public_url)
+    server = None if is_ready(settings.public_url) else _start_server(settings.public_url)
     try:
-        if server and not _is_ready(settings.public_url):
+        if server and not is_ready(settings.public_url):
             return _complain("the server did not start")
         path = _make_clip(settings, options)
     finally:
@@ -228,7 +237,7 @@ def _start_server(url: str) -> subprocess.Popen[bytes]:
         [sys.executable, "-m", "deployments.cli", "serve", "--port", str(port)], stdout=subprocess.DEVNULL
     )
     print("Starting a server …", flush=True)
-    while server.poll() is None and not _is_ready(url):
+    while server.poll() is None and not is_ready(url):
         time.sleep(0.25)
     return server
 
@@ -256,8 +265,7 @@ def _make_clip(settings: Settings, options: argparse.Namespace) -> Path:
     bar.close()
     video = result.get("video") or result["image"]
     path: Path = options.output
-    with urllib.request.urlopen(video["url"]) as response:  # noqa: S310 - our own address
-        path.write_bytes(response.read())
+    path.write_bytes(httpx.get(video["url"], trust_env=False).raise_for_status().content)
     return path
 
 

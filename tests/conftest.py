@@ -9,13 +9,13 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from deployments.cli import is_ready
 from deployments.queue.store import RequestStore
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +47,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def serve_command(*options: str) -> list[str]:
+    return [sys.executable, "-m", "deployments.cli", "serve", *options]
+
+
 def start_server(data_dir: Path, port: int, config: Path = ROOT / "serve_config.yaml") -> Server:
     """Start ``svd-serve serve`` as a user does; return when it is ready."""
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -54,8 +58,7 @@ def start_server(data_dir: Path, port: int, config: Path = ROOT / "serve_config.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SVD_", "RAY_"))}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "deployments.cli", "serve"]
-            + ["--config", str(config), "--port", str(port), "--data-dir", str(data_dir)],
+            serve_command("--config", str(config), "--port", str(port), "--data-dir", str(data_dir)),
             cwd=ROOT,
             env=environment,
             stdout=output,
@@ -75,14 +78,6 @@ def start_server(data_dir: Path, port: int, config: Path = ROOT / "serve_config.
 def stop_server(server: Server) -> None:
     server.process.send_signal(signal.SIGTERM)
     server.process.wait(60)
-
-
-def is_ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health/ready", timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -66,27 +66,32 @@ def create_api(
         service = Service(
             endpoints, Authenticator(key), store, storage, Positions(store), Completions(store), public_url
         )
-        for router in (page_router(service), file_router(service), queue_router(service), run_router(service)):
+        routers = (_health_router(store, not_ready), page_router(service), file_router(service), queue_router(service))
+        for router in (*routers, run_router(service)):
             app.include_router(router)
         yield
         await store.close()
 
     app = FastAPI(title="svd-serve", lifespan=lifespan, openapi_url=None)
-    _add_health(app, not_ready)
     _add_error_handlers(app)
     # Around the application rather than inside it, so that the answer to an unexpected error passes them too.
     return RequestIds(CORSMiddleware(FalHosts(app), **CORS))
 
 
-def _add_health(app: FastAPI, not_ready: NotReady) -> None:
-    @app.get("/health/live")
+def _health_router(store: RequestStore, not_ready: NotReady) -> APIRouter:
+    router = APIRouter(prefix="/health")
+
+    @router.get("/live")
     async def live() -> dict[str, str]:
         return {"status": "live"}
 
-    @app.get("/health/ready")
+    @router.get("/ready")
     async def ready() -> Response:
+        await store.ping()
         reason = await not_ready()
         return JSONResponse({"status": reason or "ready"}, 503 if reason else 200)
+
+    return router
 
 
 def _add_error_handlers(app: FastAPI) -> None:

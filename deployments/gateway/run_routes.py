@@ -37,5 +37,5 @@ async def _ended(service: Service, request: InferenceRequest) -> None:
     try:
         await service.completions.wait(request.id)
     except asyncio.CancelledError:
-        await asyncio.shield(service.store.cancel(request.id))
+        await service.store.cancel(request.id)
         raise

@@ -46,9 +46,14 @@ ASK_SECONDS = 0.5
 """How often a replica asks whether its attempts are still wanted."""
 
 
-def device() -> str:
-    """``cuda`` where Ray gave this process a share of a GPU, else ``cpu``."""
-    return "cuda" if ray.get_gpu_ids() else "cpu"
+def open_device() -> str:
+    """``cuda`` where Ray gave this process a share of a GPU, else ``cpu`` with as many threads as Ray gave it CPUs."""
+    if ray.get_gpu_ids():
+        return "cuda"
+    import torch
+
+    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))))
+    return "cpu"
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ meets zero rows and is dropped. That is what makes "run twice" invisible.
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,10 +34,32 @@ from deployments.queue.request import (
 )
 from deployments.queue.tables import dispatchers, now, request_io, request_logs, requests
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _columns = requests.c
 _in_queue = _columns.status == RequestStatus.IN_QUEUE
 _in_progress = _columns.status == RequestStatus.IN_PROGRESS
 _may_start = and_(_in_queue, or_(_columns.start_deadline.is_(None), _columns.start_deadline > now()))
+
+
+def uninterrupted(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Let a database call end before its caller's cancellation takes effect.
+
+    Callers are cancelled all the time (a client goes away, a dispatcher stops). Cut off in the middle, a call would
+    leave its connection in an unknown state, and its caller in doubt about the commit.
+    """
+
+    @functools.wraps(method)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        task = asyncio.create_task(method(*args, **kwargs))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.gather(asyncio.shield(task), return_exceptions=True)
+            raise
+
+    return call
 
 
 class BatchLimits(BaseModel):
@@ -91,6 +115,7 @@ class RequestStore:
 
     # ---------------------------------------------------------------- the gateway's side
 
+    @uninterrupted
     async def submit(self, new: NewRequest, ended: Failure | None = None) -> InferenceRequest:
         """Accept a request. With ``ended`` it is recorded as one that has failed already (a bad input)."""
         async with self._transaction() as connection:
@@ -101,18 +126,21 @@ class RequestStore:
                 await _end(connection, _columns.id == request.id, Outcome.of(ended))
         return request
 
+    @uninterrupted
     async def get(self, request_id: str) -> InferenceRequest | None:
         """A request by its id."""
         async with self._read() as connection:
             row = (await connection.execute(select(requests).where(_columns.id == request_id))).one_or_none()
         return InferenceRequest.from_row(row) if row else None
 
+    @uninterrupted
     async def output(self, request_id: str) -> Any:
         """The JSON body that ends a request: the model's output, or the error."""
         query = select(request_io.c.output).where(request_io.c.request_id == request_id)
         async with self._read() as connection:
             return json.loads((await connection.execute(query)).scalar_one())
 
+    @uninterrupted
     async def logs(self, request_id: str, skip: int = 0) -> list[LogLine]:
         """A request's log, oldest line first, without the first ``skip`` lines."""
         lines = request_logs.c
@@ -125,6 +153,7 @@ class RequestStore:
         async with self._read() as connection:
             return [LogLine(**row._mapping) for row in await connection.execute(query)]
 
+    @uninterrupted
     async def waiting(self, model: str) -> list[tuple[int, int]]:
         """(priority, seq) of every request that waits for a model, in the order in which they will go."""
         query = (
@@ -135,6 +164,7 @@ class RequestStore:
         async with self._read() as connection:
             return [(row.priority, row.seq) for row in await connection.execute(query)]
 
+    @uninterrupted
     async def completed(self, request_ids: Iterable[str]) -> set[str]:
         """Which of these requests have ended."""
         query = select(_columns.id).where(
@@ -143,6 +173,7 @@ class RequestStore:
         async with self._read() as connection:
             return set((await connection.execute(query)).scalars())
 
+    @uninterrupted
     async def cancel(self, request_id: str) -> Cancelled:
         """Cancel a request: at once where it still waits, by a flag for its replica where it runs."""
         mine = _columns.id == request_id
@@ -153,6 +184,7 @@ class RequestStore:
             flagged = (await connection.execute(running)).rowcount
         return Cancelled.REQUESTED if flagged else Cancelled.ALREADY_COMPLETED
 
+    @uninterrupted
     async def ping(self) -> None:
         """Do nothing, successfully.
 
@@ -164,11 +196,13 @@ class RequestStore:
 
     # ---------------------------------------------------------------- the dispatcher's side
 
+    @uninterrupted
     async def models_with_work(self) -> set[str]:
         """The models for which a request waits."""
         async with self._read() as connection:
             return set((await connection.execute(select(_columns.model).where(_may_start).distinct())).scalars())
 
+    @uninterrupted
     async def claim(self, model: str, owner: str, limits: BatchLimits) -> list[Attempt]:
         """Take the request whose turn it is, and those behind it that may share its batch.
 
@@ -193,16 +227,19 @@ class RequestStore:
             inputs = await _inputs(connection, [row.id for row in rows])
         return [Attempt(row.id, row.attempt, row.endpoint, inputs[row.id]) for row in rows]
 
+    @uninterrupted
     async def complete(self, attempt: Attempt, owner: str, outcome: Outcome) -> bool:
         """Record how an attempt ended. False when the attempt is no longer this owner's: drop its result."""
         async with self._transaction() as connection:
             return bool(await _end(connection, _fence(attempt, owner), outcome))
 
+    @uninterrupted
     async def lose(self, attempt: Attempt, owner: str, reason: str) -> bool:
         """Record that an attempt was lost with its replica: the request goes back to its place in the queue."""
         async with self._transaction() as connection:
             return bool(await _requeue(connection, _fence(attempt, owner), reason))
 
+    @uninterrupted
     async def abandoned(self, attempts: Mapping[str, int]) -> set[str]:
         """Which of these running attempts (request id → attempt) nobody wants any more."""
         query = select(_columns.id, _columns.attempt).where(
@@ -212,11 +249,13 @@ class RequestStore:
             wanted = {row.id: row.attempt for row in await connection.execute(query)}
         return {request_id for request_id, attempt in attempts.items() if wanted.get(request_id) != attempt}
 
+    @uninterrupted
     async def log(self, lines: Sequence[LogLine]) -> None:
         """Add lines to the logs of their requests."""
         async with self._transaction() as connection:
             await _log(connection, lines)
 
+    @uninterrupted
     async def heartbeat(self, owner: str, lease_seconds: float) -> None:
         """Keep a dispatcher's lease, and with it every attempt it holds."""
         until = now() + lease_seconds
@@ -225,12 +264,14 @@ class RequestStore:
             if not (await connection.execute(renewed)).rowcount:
                 await connection.execute(insert(dispatchers).values(owner=owner, lease_until=until))
 
+    @uninterrupted
     async def give_back(self, owner: str) -> None:
         """End a dispatcher's lease now; what it still held goes back to the queue."""
         async with self._transaction() as connection:
             await connection.execute(delete(dispatchers).where(dispatchers.c.owner == owner))
             await _requeue(connection, and_(_in_progress, _columns.owner == owner), "the dispatcher stopped")
 
+    @uninterrupted
     async def sweep(self) -> None:
         """Requeue what expired dispatchers held, and end what did not start in its caller's time."""
         alive = select(dispatchers.c.owner).where(dispatchers.c.lease_until > now())

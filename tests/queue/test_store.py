@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -63,9 +64,7 @@ async def test_batch_holds_only_compatible_requests_in_queue_order(store: Reques
     assert await store.models_with_work() == {elsewhere.model}
 
 
-@pytest.mark.parametrize(
-    ("pixel_frames", "size"), [(1000, 4), (4000, 2), (5000, 2), (9000, 1), (100_000, 1), (0, 4)]
-)
+@pytest.mark.parametrize(("pixel_frames", "size"), [(1000, 4), (4000, 2), (5000, 2), (9000, 1), (100_000, 1), (0, 4)])
 async def test_batch_stays_within_its_budget_and_an_outsized_request_runs_alone(
     store: RequestStore, pixel_frames: int, size: int
 ) -> None:
@@ -87,7 +86,7 @@ async def test_concurrent_claimers_never_share_a_request(tmp_path: Path) -> None
         return taken
 
     taken = await asyncio.gather(*(drain(store, str(i)) for i, store in enumerate(stores)))
-    assert sorted(sum(taken, [])) == sorted(submitted)
+    assert sorted(chain.from_iterable(taken)) == sorted(submitted)
     for store in stores:
         await store.close()
 

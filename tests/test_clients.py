@@ -1,0 +1,217 @@
+"""The official clients, unmodified, against the whole running service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fal_client
+import fal_client.client
+import httpx
+import pytest
+
+from deployments.cli import SAMPLE, point_fal_client_at
+from tests.conftest import ROOT, Server, need
+
+PICTURE = fal_client.encode_file(str(SAMPLE))
+INPUTS: dict[str, dict[str, Any]] = {
+    "fal-ai/stable-video": {"image_url": PICTURE, "fps": 12},
+    "fal-ai/svd": {"image_url": PICTURE, "steps": 3},
+    "fal-ai/fast-svd-lcm": {"image_url": PICTURE, "steps": 2},
+    "fal-ai/fast-svd-lcm/text-to-video": {"prompt": "a red boat", "steps": 2, "fps": 5},
+}
+RESULT_KEYS = {"fal-ai/svd": "image"}
+RATES = {"fal-ai/stable-video": 12, "fal-ai/svd": 25, "fal-ai/fast-svd-lcm": 10, "fal-ai/fast-svd-lcm/text-to-video": 5}
+
+
+@pytest.fixture
+def fal(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[fal_client.SyncClient]:
+    for name in ("RUN_URL_FORMAT", "QUEUE_URL_FORMAT"):
+        monkeypatch.setattr(fal_client.client, name, getattr(fal_client.client, name))  # restored afterwards
+    point_fal_client_at(server.url)
+    client = fal_client.SyncClient(key=server.key)
+    yield client
+    client._client.close()  # it has no public way, and the session's warnings are errors
+
+
+def download(url: str, target: Path) -> Path:
+    target.write_bytes(httpx.get(url).raise_for_status().content)
+    return target
+
+
+def probe(video: Path) -> dict[str, Any]:
+    command = [need("ffprobe"), "-v", "error", "-count_frames", "-show_streams", "-of", "json", str(video)]
+    (stream,) = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["streams"]
+    return dict(stream)
+
+
+@pytest.mark.parametrize("endpoint", INPUTS)
+def test_subscribe_gives_a_playable_video(fal: fal_client.SyncClient, tmp_path: Path, endpoint: str) -> None:
+    statuses: list[Any] = []
+    result = fal.subscribe(
+        endpoint, arguments=INPUTS[endpoint] | {"seed": 3}, with_logs=True, on_queue_update=statuses.append
+    )
+    assert set(result) == {RESULT_KEYS.get(endpoint, "video"), "seed"}
+    assert result["seed"] == 3
+    file = result[RESULT_KEYS.get(endpoint, "video")]
+    video = download(file["url"], tmp_path / "clip.mp4")
+    assert (file["content_type"], file["file_size"]) == ("video/mp4", video.stat().st_size)
+    stream = probe(video)
+    assert {name: stream[name] for name in ("codec_name", "pix_fmt", "width", "height", "nb_read_frames")} == {
+        "codec_name": "h264",
+        "pix_fmt": "yuv420p",
+        "width": 112,
+        "height": 64,
+        "nb_read_frames": "25",
+    }
+    assert stream["r_frame_rate"] == f"{RATES[endpoint]}/1"
+    assert isinstance(statuses[-1], fal_client.Completed)
+    assert any(line["message"].startswith("Step ") for line in statuses[-1].logs)
+    assert statuses[-1].metrics["inference_time"] > 0
+
+
+def test_same_seed_gives_the_same_file_and_another_seed_another(fal: fal_client.SyncClient, tmp_path: Path) -> None:
+    def clip(name: str, seed: int) -> bytes:
+        result = fal.run("fal-ai/fast-svd-lcm", arguments=INPUTS["fal-ai/fast-svd-lcm"] | {"seed": seed})
+        return download(result["video"]["url"], tmp_path / name).read_bytes()
+
+    assert clip("a", 5) == clip("b", 5) != clip("c", 6)
+
+
+def test_run_answers_on_one_connection(fal: fal_client.SyncClient) -> None:
+    assert "image" in fal.run("fal-ai/svd", arguments=INPUTS["fal-ai/svd"])
+
+
+def test_run_says_at_once_what_is_wrong_with_the_input(fal: fal_client.SyncClient) -> None:
+    with pytest.raises(fal_client.FalClientHTTPError) as caught:
+        fal.run("fal-ai/stable-video", arguments={"motion_bucket_id": 0})
+    assert caught.value.status_code == 422
+    details = {tuple(detail["loc"]): detail for detail in caught.value.message}
+    assert details["body", "image_url"]["type"] == "missing"
+    assert details["body", "motion_bucket_id"]["type"] == "greater_than_equal"
+    assert details["body", "motion_bucket_id"]["ctx"] == {"ge": 1}
+
+
+def test_queue_says_what_is_wrong_with_the_input_on_the_result(fal: fal_client.SyncClient) -> None:
+    handle = fal.submit("fal-ai/stable-video", arguments={"image_url": "data:image/png;base64,aGVsbG8="})
+    *_, last = handle.iter_events(with_logs=True)
+    assert isinstance(last, fal_client.Completed) and last.error
+    with pytest.raises(fal_client.FalClientHTTPError) as caught:
+        handle.get()
+    assert caught.value.status_code == 422
+    assert caught.value.message[0]["type"] == "image_load_error"
+
+
+def test_private_addresses_are_not_fetched(fal: fal_client.SyncClient, server: Server) -> None:
+    with pytest.raises(fal_client.FalClientHTTPError) as caught:
+        fal.run("fal-ai/svd", arguments={"image_url": f"{server.url}/health/live", "steps": 1})
+    assert caught.value.message[0]["type"] == "file_download_error"
+
+
+def test_own_files_are_read_from_the_store(fal: fal_client.SyncClient, server: Server) -> None:
+    arguments = {"image_url": f"{server.url}/files/samples/landscape.jpg", "steps": 1}
+    assert "image" in fal.run("fal-ai/svd", arguments=arguments)
+
+
+def test_follow_up_calls_use_owner_and_alias_only(fal: fal_client.SyncClient) -> None:
+    endpoint = "fal-ai/fast-svd-lcm/text-to-video"
+    handle = fal.submit(endpoint, arguments=INPUTS[endpoint])
+    handle.get()
+    assert isinstance(fal.status(endpoint, handle.request_id), fal_client.Completed)
+    assert "video" in fal.result(endpoint, handle.request_id)
+
+
+def test_running_request_is_cancelled_between_steps(fal: fal_client.SyncClient) -> None:
+    handle = fal.submit("fal-ai/svd", arguments={"image_url": PICTURE, "steps": 100})
+    for status in handle.iter_events(with_logs=True, interval=0.1):
+        if isinstance(status, fal_client.InProgress) and status.logs:
+            handle.cancel()
+            break
+    *_, last = handle.iter_events(with_logs=True)
+    assert (last.error_type, len(last.logs) < 100) == ("client_cancelled", True)
+    with pytest.raises(fal_client.FalClientHTTPError) as caught:
+        handle.get()
+    assert (caught.value.status_code, caught.value.error_type) == (499, "client_cancelled")
+
+
+def test_requests_queue_up_and_see_their_position(fal: fal_client.SyncClient) -> None:
+    handles = [fal.submit("fal-ai/svd", arguments={"image_url": PICTURE, "steps": 30 + i}) for i in range(5)]
+    status = handles[-1].status()
+    assert isinstance(status, fal_client.Queued) and status.position >= 1
+    for handle in handles:
+        handle.cancel()
+
+
+def test_impatient_caller_gets_a_504_that_its_client_does_not_retry(fal: fal_client.SyncClient) -> None:
+    blockers = [fal.submit("fal-ai/svd", arguments={"image_url": PICTURE, "steps": 90 + i}) for i in range(3)]
+    with pytest.raises(fal_client.FalClientHTTPError) as caught:
+        fal.run("fal-ai/svd", arguments=INPUTS["fal-ai/svd"], start_timeout=1.5)
+    assert caught.value.status_code == 504
+    assert caught.value.response.headers["x-fal-request-timeout-type"] == "user"
+    for blocker in blockers:
+        blocker.cancel()
+
+
+def test_wrong_key_is_refused(fal: fal_client.SyncClient) -> None:
+    stranger = fal_client.SyncClient(key="some:body")
+    with pytest.raises(fal_client.FalClientHTTPError) as caught:
+        stranger.submit("fal-ai/svd", arguments={})
+    stranger._client.close()
+    assert caught.value.status_code == 401
+
+
+async def test_async_client_works_too(fal: fal_client.SyncClient, server: Server) -> None:
+    client = fal_client.AsyncClient(key=server.key)
+    arguments = INPUTS["fal-ai/fast-svd-lcm"]
+    results = await asyncio.gather(*(client.subscribe("fal-ai/fast-svd-lcm", arguments=arguments) for _ in range(3)))
+    await (await client._client).aclose()
+    assert len({result["video"]["url"] for result in results}) == 3
+
+
+def javascript(server: Server, scenario: str) -> Any:
+    node = need("node")
+    if not (ROOT / "tests" / "js" / "node_modules").exists():
+        need("npm")
+        pytest.fail("the JavaScript client is not installed: make tests/js/node_modules")
+    done = subprocess.run(
+        [node, "road.mjs", server.url, server.key, str(SAMPLE), scenario],
+        cwd=ROOT / "tests" / "js",
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_javascript_subscribe_works_for_all_endpoints(server: Server) -> None:
+    seen = javascript(server, "subscribe")
+    assert list(seen) == list(INPUTS)
+    for endpoint, saw in seen.items():
+        assert saw["data"]["seed"] == 7
+        assert saw["data"][RESULT_KEYS.get(endpoint, "video")]["url"].startswith(f"{server.url}/files/")
+        assert saw["requestId"] and saw["statuses"][-1] == "COMPLETED"
+
+
+def test_javascript_run_takes_a_body_or_a_query(server: Server) -> None:
+    saw = javascript(server, "run")
+    assert saw["data"]["image"]["url"] and saw["requestId"] and saw["get"]["video"]["url"]
+
+
+def test_javascript_client_reads_our_errors(server: Server) -> None:
+    saw = javascript(server, "errors")
+    assert (saw["invalid"]["name"], saw["invalid"]["status"]) == ("ValidationError", 422)
+    assert saw["early"]["status"] == 400
+    assert (saw["cancelled"]["status"], saw["cancelled"]["body"]["error_type"]) == (499, "client_cancelled")
+
+
+def test_javascript_status_stream_carries_each_log_line_once(server: Server) -> None:
+    saw = javascript(server, "stream")
+    assert saw["last"]["status"] == "COMPLETED"
+    assert saw["lines"] == ["Step 1/2", "Step 2/2"]
