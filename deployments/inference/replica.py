@@ -52,7 +52,8 @@ def open_device() -> str:
         return "cuda"
     import torch
 
-    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))))
+    context: Any = ray.get_runtime_context()
+    torch.set_num_threads(max(1, int(context.get_assigned_resources().get("CPU", 0))))
     return "cpu"
 
 
