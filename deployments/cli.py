@@ -251,10 +251,10 @@ def _make_clip(settings: Settings, options: argparse.Namespace) -> Path:
     bar = tqdm(total=1, unit="step")
 
     def show(update: Any) -> None:
-        for line in getattr(update, "logs", None) or []:
-            if step := re.fullmatch(r"Step (\d+)/(\d+)", line["message"]):
-                bar.total, bar.n = int(step[2]), int(step[1])
-        bar.refresh()
+        steps = [re.fullmatch(r"Step (\d+)/(\d+)", line["message"]) for line in getattr(update, "logs", None) or []]
+        if steps and (step := steps[-1]) and int(step[1]) > bar.n:
+            bar.total = int(step[2])
+            bar.update(int(step[1]) - bar.n)
 
     result = fal_client.SyncClient(key=settings.key()).subscribe(
         options.endpoint,

@@ -226,10 +226,19 @@ class VideoModel(Endpoint):
     def plan(self, input: VideoInput) -> Plan:  # noqa: D102
         return Plan(self.steps(input), max(self.config.sizes, key=lambda size: size.width * size.height))
 
-    def setup(self, device: str) -> None:  # noqa: D102
+    def setup(self, device: str) -> None:
+        """Load the weights.
+
+        Raises:
+            OSError: A part of the checkpoint is missing.
+            ValueError: The configured sizes do not suit its networks.
+        """
         from deployments.models.sampler import SVDSampler
 
         self._sampler = SVDSampler.load(self.config.source, self.config.revision, device)
+        multiple = self._sampler.size_multiple
+        if odd := [str(size) for size in self.config.sizes if size.width % multiple or size.height % multiple]:
+            raise ValueError(f"{self.id}: sizes must be multiples of {multiple} pixels, unlike {', '.join(odd)}")
 
     def generate(self, clips: Sequence[Clip], steps: int, keep: Keep) -> list[np.ndarray | None]:
         """Animate a batch of pictures of one size.

@@ -154,9 +154,10 @@ class SVDSampler:
         )
 
     @property
-    def vae_factor(self) -> int:
-        """Pixels along a side of one latent; sizes are multiples of it."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+    def size_multiple(self) -> int:
+        """Width and height are multiples of this many pixels: the VAE and then the UNet halve them that often."""
+        halvings = len(self.vae.config.block_out_channels) - 1 + len(self.unet.config.block_out_channels) - 1
+        return int(2**halvings)
 
     def sample(
         self, clips: Sequence[Clip], schedule: Schedule, guidance: tuple[float, float], keep: Keep
@@ -174,7 +175,7 @@ class SVDSampler:
             For each clip uint8 frames [FRAMES, H, W, 3], or None if it was dropped.
 
         Raises:
-            ValueError: The sizes differ, or are not multiples of ``vae_factor``.
+            ValueError: The sizes differ, or are not multiples of ``size_multiple``.
         """
         latents = self.denoise(clips, schedule, guidance, keep)
         return [to_uint8(self.decode(latents[index])) if index in latents else None for index in range(len(clips))]
@@ -185,7 +186,7 @@ class SVDSampler:
         """The first half of ``sample``: noiseless latents [F, C, h, w] of the clips that were kept, by index."""
         import torch
 
-        _check_sizes(clips, self.vae_factor)
+        _check_sizes(clips, self.size_multiple)
         with torch.inference_mode():
             batch = self._prepare(clips, schedule).narrow(keep(0))
             for index in range(schedule.steps):

@@ -18,9 +18,10 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import deployments.models.weights
-from deployments.models.base import FRAMES, Clip
+from deployments.models.base import FRAMES, Clip, Size, VideoConfig
 from deployments.models.sampler import ClipNormalisation, SVDSampler, clip_pixels, to_uint8
 from deployments.models.schedules import Schedule, euler_schedule, lcm_schedule
+from deployments.models.stable_video import StableVideo
 
 # diffusers turns a tensor into an array in a way that numpy 2 warns of.
 pytestmark = pytest.mark.filterwarnings(
@@ -208,8 +209,8 @@ def test_clips_of_different_sizes_are_refused(sampler: SVDSampler) -> None:
         sampler.sample(clips, euler_schedule(1), GUIDED, keep_all)
 
 
-def test_a_size_between_latents_is_refused(sampler: SVDSampler) -> None:
-    with pytest.raises(ValueError, match="50x32 is not in multiples of 8"):
+def test_a_size_that_the_networks_cannot_halve_is_refused(sampler: SVDSampler) -> None:
+    with pytest.raises(ValueError, match="50x32 is not in multiples of 16"):
         sampler.sample([replace(CLIPS[0], picture=picture(1, 50))], euler_schedule(1), GUIDED, keep_all)
 
 
@@ -242,7 +243,7 @@ def test_a_checkpoint_of_other_proportions_is_served(tmp_path: Path) -> None:
 
     (frames,) = sampler.sample(CLIPS[:1], lcm_schedule(1), GUIDED, keep_all)
 
-    assert sampler.vae_factor == 4
+    assert sampler.size_multiple == 8
     assert sampler.normalisation == ClipNormalisation(64, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     assert frames is not None
     assert frames.shape == (FRAMES, HEIGHT, WIDTH, 3)
@@ -316,3 +317,9 @@ def test_half_precision_networks_make_nearly_the_same_clip(sampler: SVDSampler) 
     assert latents.dtype == torch.float32
     assert (latents - exact).abs().mean() < 0.05
     assert (half.decode(latents) - half.decode(exact)).abs().mean() < 0.05
+
+
+def test_sizes_that_the_networks_cannot_make_stop_the_setup() -> None:
+    config = VideoConfig(weights=str(WEIGHTS), sizes=(Size(112, 64), Size(100, 64)))
+    with pytest.raises(ValueError, match="multiples of 16 pixels, unlike 100x64"):
+        StableVideo("fal-ai/stable-video", config).setup("cpu")
