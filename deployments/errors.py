@@ -28,6 +28,7 @@ HTTP status, fal's type name and whether another attempt may help stand on the c
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -145,11 +146,7 @@ class ModelError(ServingError):
     status: ClassVar[int] = 422
 
     def __init__(
-        self,
-        message: str,
-        loc: Sequence[str | int] = ("body",),
-        ctx: Mapping[str, Any] | None = None,
-        value: Any = None,
+        self, message: str, loc: Sequence[str | int] = ("body",), ctx: Mapping[str, Any] | None = None
     ) -> None:
         """Name the failure.
 
@@ -157,13 +154,12 @@ class ModelError(ServingError):
             message: One sentence for a person.
             loc: The path to the offending value.
             ctx: The limits it broke, by fal's names.
-            value: The offending value; echoed only where it is short.
         """
-        super().__init__(message, tuple(loc), dict(ctx or {}), value)
+        super().__init__(message, tuple(loc), dict(ctx or {}))
 
     def body(self) -> dict[str, Any]:  # noqa: D102
-        message, loc, ctx, value = self.args
-        return {"detail": [_detail(loc, message, self.type, ctx, value)]}
+        message, loc, ctx = self.args
+        return {"detail": [_detail(loc, message, self.type, ctx, None)]}
 
 
 class InvalidInput(ModelError):
@@ -232,6 +228,14 @@ def _detail(loc: Sequence[str | int], msg: str, kind: str, ctx: Mapping[str, Any
         detail["ctx"] = {
             name: limit if isinstance(limit, int | float | list) else str(limit) for name, limit in ctx.items()
         }
-    if value is not None and len(repr(value)) <= _LONGEST_ECHO:
+    if value is not None and _can_be_echoed(value):
         detail["input"] = value
     return detail
+
+
+def _can_be_echoed(value: Any) -> bool:
+    """Whether a value is short, and JSON (1e400 is a number to a parser, and infinity to us)."""
+    try:
+        return len(json.dumps(value, allow_nan=False)) <= _LONGEST_ECHO
+    except (TypeError, ValueError):
+        return False

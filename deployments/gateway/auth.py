@@ -31,10 +31,12 @@ class Authenticator:
         Raises:
             Unauthenticated: No key, a key of another form, or not ours.
         """
-        header = request.headers.get("authorization")
-        if not header:
+        headers = [header for header in request.headers.getlist("authorization") if header]
+        if not headers:
             raise Unauthenticated("Authorization header is required")
-        scheme, _, credentials = header.partition(" ")
+        if len(headers) > 1:
+            raise Unauthenticated("Authorization header is given more than once")
+        scheme, _, credentials = headers[0].partition(" ")
         if scheme.lower() not in ("key", "bearer") or not all(credentials.partition(":")):
             raise Unauthenticated("Invalid Authorization header format. Expected 'Key <key_id>:<key_secret>'.")
         if not hmac.compare_digest(credentials.encode(), self._key):

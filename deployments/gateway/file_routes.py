@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from deployments.gateway.service import Service
 from deployments.storage import Stat
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)$")
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _PLAYABLE = ("video/", "image/png", "image/jpeg", "image/webp")
 
 
@@ -26,15 +26,13 @@ def file_router(service: Service) -> APIRouter:
         headers = _headers(key, stat)
         if _lists(request.headers.get("if-none-match"), stat.etag):
             return Response(status_code=304, headers=headers)
-        wanted = _range(request, stat)
-        if wanted is None:
-            return Response(status_code=416, headers={**headers, "content-range": f"bytes */{stat.size}"})
-        start, end = wanted
-        partial = (start, end) != (0, stat.size)
-        if partial:
+        status, start, end = 200, 0, stat.size
+        if asked := _asked_range(request, stat):
+            status, start, end = 206, *_resolve(*asked, stat.size)
+            if start >= end:
+                return Response(status_code=416, headers={**headers, "content-range": f"bytes */{stat.size}"})
             headers["content-range"] = f"bytes {start}-{end - 1}/{stat.size}"
         headers["content-length"] = str(end - start)
-        status = 206 if partial else 200
         if request.method == "HEAD":
             return Response(status_code=status, headers=headers)
         return StreamingResponse(service.storage.read(key, start, end), status, headers)
@@ -57,19 +55,20 @@ def _headers(key: str, stat: Stat) -> dict[str, str]:
     return headers
 
 
-def _range(request: Request, stat: Stat) -> tuple[int, int] | None:
-    """The bytes that are asked for, end exclusive. None where no byte of the file is; all where the header is none."""
-    whole = (0, stat.size)
-    match = _RANGE.match(request.headers.get("range", ""))
+def _asked_range(request: Request, stat: Stat) -> tuple[str, str] | None:
+    """First and last byte as the Range header writes them; None where all of the file is to be sent."""
+    match = _RANGE.fullmatch(request.headers.get("range", ""))
     if not match or not any(match.groups()) or request.headers.get("if-range", stat.etag) != stat.etag:
-        return whole
+        return None
     first, last = match.groups()
+    return first, last
+
+
+def _resolve(first: str, last: str, size: int) -> tuple[int, int]:
+    """First byte and the byte after the last that a range means; none of the file where start is not below end."""
     if not first:
-        return (max(0, stat.size - int(last)), stat.size) if int(last) and stat.size else None
-    start, end = int(first), min(int(last) + 1 if last else stat.size, stat.size)
-    if last and int(last) < start:
-        return whole  # an invalid range is ignored
-    return (start, end) if start < stat.size else None
+        return max(0, size - int(last)), size
+    return int(first), min(int(last) + 1, size) if last else size
 
 
 def _lists(header: str | None, etag: str) -> bool:

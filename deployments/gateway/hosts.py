@@ -5,7 +5,7 @@ A request says which host it is for by its Host header, or, sent to ``/api/fal/p
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -32,17 +32,30 @@ class FalHosts:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        host, path, query = headers.get("host", ""), scope["path"], scope["query_string"]
-        if path == PROXY_PATH and scope["method"] != "OPTIONS":
-            target = urlsplit(headers.get("x-fal-target-url", ""))
-            host, path, query = target.netloc, target.path, target.query.encode()
-            if host not in PREFIXES:
+        if scope["path"] == PROXY_PATH:
+            target = _split(headers.get("x-fal-target-url", ""))
+            if target is None or target.netloc not in PREFIXES:
                 await JSONResponse("Invalid request", 400)(scope, receive, send)
                 return
-        if host in PREFIXES:
-            path = PREFIXES[host] + path
-            scope = {**scope, "path": path, "raw_path": path.encode(), "query_string": query}
+            scope = _addressed(scope, target.netloc, target.path, target.query)
+        else:
+            host = headers.get("host", "").lower().partition(":")[0]
+            if host in PREFIXES:
+                scope = _addressed(scope, host, quote(scope["path"]), scope["query_string"].decode("latin-1"))
         await self._app(scope, receive, send)
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return None
+
+
+def _addressed(scope: Scope, host: str, raw_path: str, query: str) -> Scope:
+    """The same request for the path of ours that stands for a path of one of fal's hosts."""
+    path = PREFIXES[host] + raw_path
+    return {**scope, "path": unquote(path), "raw_path": path.encode(), "query_string": query.encode("latin-1")}
 
 
 class RequestIds:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -116,7 +117,7 @@ async def _check_depth(service: Service, endpoint: Endpoint, request: Request) -
     longest = request.query_params.get("fal_max_queue_length")
     if longest is None:
         return
-    if not longest.isdecimal():
+    if not re.fullmatch("[0-9]{1,9}", longest):
         raise BadRequest("fal_max_queue_length must be a whole number")
     depth = await service.positions.depth(endpoint.model)
     if depth > int(longest):

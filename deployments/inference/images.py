@@ -11,7 +11,7 @@ from ipaddress import ip_network
 from urllib.parse import unquote_to_bytes
 
 import httpx
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from ssrfguard import Policy, SSRFGuardError
 from ssrfguard.httpx import AsyncClient
 
@@ -22,6 +22,7 @@ from deployments.errors import (
     ImageTooLarge,
     ImageTooSmall,
     NotFound,
+    ServingError,
 )
 from deployments.models.base import Size
 from deployments.storage import FileStorage
@@ -32,6 +33,8 @@ MIN_SIDE = 16
 FETCH_SECONDS = 30.0
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 LOC = ("body", "image_url")
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow's limit; ours is checked on the header, and names itself
 
 _PUBLIC_WEB = Policy(allowed_ports=frozenset({80, 443, 8080, 8443}))
 _ANYWHERE = Policy(
@@ -93,7 +96,7 @@ class PictureSource:
                     if len(data) > MAX_BYTES:
                         raise _too_large()
         except (httpx.HTTPError, httpx.InvalidURL, SSRFGuardError, TimeoutError, ValueError) as error:
-            raise FileDownloadError(f"The file could not be downloaded: {_reason(error)}", LOC, value=url) from error
+            raise FileDownloadError(f"The file could not be downloaded: {_reason(error)}", LOC) from error
         return bytes(data)
 
 
@@ -109,7 +112,9 @@ def open_picture(data: bytes) -> Image.Image:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(picture.width, picture.height)
         return _to_rgb(ImageOps.exif_transpose(picture))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except ServingError:
+        raise
+    except Exception as error:  # a decoder may raise anything at all on broken bytes
         raise ImageLoadError(f"The file is no picture that can be read ({', '.join(FORMATS)})", LOC) from error
 
 

@@ -25,10 +25,12 @@ function control(name, property) {
 }
 
 function drawForm() {
-  for (const [name, property] of Object.entries(model.schema.properties)) {
+  const isOptional = ([name]) => !model.schema.required?.includes(name);
+  const fields = Object.entries(model.schema.properties).sort((a, b) => isOptional(a) - isOptional(b));
+  for (const [name, property] of fields) {
     const label = Object.assign(document.createElement("label"), { textContent: name, htmlFor: name });
     const field = Object.assign(control(name, property), { id: name, name });
-    field.required = model.schema.required?.includes(name) ?? false;
+    field.required = !isOptional([name]);
     const help = Object.assign(document.createElement("small"), { textContent: property.description ?? "" });
     $("fields").append(label, field, help);
   }

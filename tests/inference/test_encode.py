@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployments.inference.encode import EncodeError, encode_mp4, ffmpeg_binary
+from tests.conftest import need
+
+COLOURS = {
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "skin": (224, 172, 105),
+    "white": (255, 255, 255),
+    "black": (0, 0, 0),
+    "grey": (128, 128, 128),
+}
+
+
+def noise(frames: int = 5, height: int = 64, width: int = 112, seed: int = 0) -> np.ndarray:
+    """Frames that no codec finds easy."""
+    return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+
+
+def solid(colour: tuple[int, int, int], frames: int = 3) -> np.ndarray:
+    return np.broadcast_to(np.array(colour, dtype=np.uint8), (frames, 64, 112, 3)).copy()
+
+
+def encode(frames: np.ndarray, folder: Path, fps: int = 10) -> bytes:
+    encode_mp4(frames, fps, folder / "clip.mp4")
+    return (folder / "clip.mp4").read_bytes()
+
+
+def decode(path: Path) -> np.ndarray:
+    """The frames of a 112x64 clip, by the matrix that it says it has been made with."""
+    command = [ffmpeg_binary(), "-loglevel", "error", "-i", str(path), "-vf", "scale=in_color_matrix=bt709:in_range=tv"]
+    raw = subprocess.run([*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], check=True, capture_output=True).stdout
+    return np.frombuffer(raw, np.uint8).reshape(-1, 64, 112, 3)
+
+
+def probe(path: Path) -> dict[str, Any]:
+    """What ffprobe says of a clip's one stream."""
+    command = [
+        need("ffprobe"),
+        "-v",
+        "error",
+        "-count_frames",
+        "-show_streams",
+        "-show_format",
+        "-of",
+        "json",
+        str(path),
+    ]
+    report = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    [stream] = report["streams"]
+    return dict(stream)
+
+
+def boxes(data: bytes) -> list[str]:
+    """The kinds of an mp4's outermost boxes, in order."""
+    kinds, place = [], 0
+    while place < len(data):
+        size, kind = struct.unpack(">I4s", data[place : place + 8])
+        kinds.append(kind.decode())
+        assert size >= 8
+        place += size
+    return kinds
+
+
+@pytest.mark.parametrize("fps", [1, 10, 25, 100])
+def test_a_clip_is_what_every_browser_plays(tmp_path: Path, fps: int) -> None:
+    encode(noise(frames=25), tmp_path, fps)
+
+    stream = probe(tmp_path / "clip.mp4")
+    assert stream["codec_name"] == "h264"
+    assert stream["pix_fmt"] == "yuv420p"
+    assert (stream["width"], stream["height"]) == (112, 64)
+    assert stream["nb_read_frames"] == "25"
+    assert stream["r_frame_rate"] == stream["avg_frame_rate"] == f"{fps}/1"
+    assert float(stream["duration"]) == pytest.approx(25 / fps)
+
+
+def test_a_clip_names_its_colours(tmp_path: Path) -> None:
+    encode(noise(), tmp_path)
+
+    stream = probe(tmp_path / "clip.mp4")
+    names = ("color_space", "color_transfer", "color_primaries", "color_range")
+    assert [stream[name] for name in names] == ["bt709", "bt709", "bt709", "tv"]
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 112), (112, 64), (80, 80), (16, 16), (576, 1024)])
+def test_a_clip_has_the_size_of_its_frames(tmp_path: Path, height: int, width: int) -> None:
+    encode(noise(2, height, width), tmp_path)
+
+    stream = probe(tmp_path / "clip.mp4")
+    assert (stream["width"], stream["height"]) == (width, height)
+
+
+def test_playing_starts_before_the_end_has_arrived(tmp_path: Path) -> None:
+    kinds = boxes(encode(noise(), tmp_path))
+
+    assert kinds[0] == "ftyp"
+    assert kinds.index("moov") < kinds.index("mdat")
+
+
+def test_equal_frames_give_equal_bytes(tmp_path: Path) -> None:
+    frames = noise(12, 192, 320)
+
+    assert len({encode(frames, tmp_path) for _ in range(20)}) == 1
+
+
+def test_other_frames_give_other_bytes(tmp_path: Path) -> None:
+    assert encode(noise(seed=1), tmp_path) != encode(noise(seed=2), tmp_path)
+
+
+def test_frames_need_not_lie_in_one_piece(tmp_path: Path) -> None:
+    frames = noise()
+    scattered = np.flip(np.flip(frames, 2).copy(), 2)
+
+    assert not scattered.flags.c_contiguous
+    assert encode(scattered, tmp_path) == encode(frames, tmp_path)
+
+
+@pytest.mark.parametrize("colour", COLOURS.values(), ids=COLOURS)
+def test_colours_survive(tmp_path: Path, colour: tuple[int, int, int]) -> None:
+    encode(solid(colour), tmp_path)
+
+    decoded = decode(tmp_path / "clip.mp4")
+    assert decoded.shape[0] == 3
+    assert np.abs(decoded.astype(int) - colour).max() <= 4
+
+
+def test_frames_come_in_their_order_and_upright(tmp_path: Path) -> None:
+    frames = np.zeros((5, 64, 112, 3), np.uint8)
+    for number in range(5):
+        frames[number, : 8 * (number + 1), :20] = 255
+    encode(frames, tmp_path)
+
+    assert np.abs(decode(tmp_path / "clip.mp4").astype(int) - frames).mean() < 2
+
+
+def test_a_clip_of_one_frame_is_a_clip(tmp_path: Path) -> None:
+    encode(solid((10, 20, 30), frames=1), tmp_path)
+
+    assert len(decode(tmp_path / "clip.mp4")) == 1
+
+
+def test_a_clip_that_is_there_already_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"old")
+
+    assert boxes(encode(noise(), tmp_path))[0] == "ftyp"
+
+
+def test_frames_that_cannot_be_encoded_are_refused_in_ffmpegs_words(tmp_path: Path) -> None:
+    with pytest.raises(EncodeError, match="divisible by 2"):
+        encode(noise(height=65, width=113), tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EncodeError, match="No such file"):
+        encode_mp4(noise(), 10, tmp_path / "none" / "clip.mp4")

@@ -1,0 +1,644 @@
+"""Batches through the real replica: a small model that draws, real pictures, real encoding, real files."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from PIL import Image
+from ray.exceptions import RayActorError
+
+from deployments.errors import ImageTooSmall, RunnerServerError, Unavailable
+from deployments.inference import replica as replica_module
+from deployments.inference.images import PictureSource
+from deployments.inference.replica import Paint, PictureReplica, VideoReplica
+from deployments.models.base import Clip, Endpoint, Keep, Size, VideoConfig, VideoInput, VideoModel
+from deployments.models.fast_svd_lcm import FastSVDLCM, FastSVDLCMInput
+from deployments.models.messages import Attempt, Dropped, Event, Failed, Finished, Progress
+from deployments.models.svd import SVD
+from deployments.models.text_to_video import TextToVideo, TextToVideoConfig, TextToVideoInput
+from deployments.storage import File, FileStorage
+from tests.conftest import need
+from tests.inference.conftest import URL, image_bytes
+
+FAST, SVD_ID, TEXT = "fal-ai/fast-svd-lcm", "fal-ai/svd", "fal-ai/fast-svd-lcm/text-to-video"
+WIDE, TALL = Size(112, 64), Size(64, 112)
+CONFIG = VideoConfig(weights="none", sizes=(WIDE, TALL))
+FRAMES = 3
+PATIENCE = 20.0
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+class DrawnModel(VideoModel):
+    """Draws frames in the colour of a clip's seed, and lets a test look at every step."""
+
+    Input: ClassVar[type[VideoInput]] = FastSVDLCMInput
+    title = "Drawn"
+    guidance = (1.0, 1.0)
+
+    def __init__(self) -> None:
+        super().__init__(FAST, CONFIG)
+        self.batches: list[list[Clip]] = []
+        self.steps_taken = 0
+        self.before_step: Callable[[int], None] = lambda step: None
+        self.ended = threading.Event()
+
+    @staticmethod
+    def schedule(steps: int) -> Any:
+        raise NotImplementedError
+
+    def steps(self, input: VideoInput) -> int:
+        assert isinstance(input, FastSVDLCMInput)
+        return input.steps
+
+    def generate(self, clips: Sequence[Clip], steps: int, keep: Keep) -> list[np.ndarray | None]:
+        self.batches.append(list(clips))
+        wanted = set(keep(0))
+        for step in range(1, steps + 1):
+            if not wanted:
+                break
+            self.before_step(step)
+            self.steps_taken += 1
+            wanted &= set(keep(step))
+        self.ended.set()
+        return [draw(clip) if index in wanted else None for index, clip in enumerate(clips)]
+
+    @property
+    def sizes(self) -> list[list[Size]]:
+        return [[clip.size for clip in batch] for batch in self.batches]
+
+
+class Gate:
+    """Holds the device's thread at a step until a test opens it."""
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+        self.reached = threading.Event()
+        self._open = threading.Event()
+
+    def __call__(self, step: int) -> None:
+        if step == self._at:
+            self.reached.set()
+            assert self._open.wait(PATIENCE)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+class Callers:
+    """Those who may lose interest in their attempts."""
+
+    def __init__(self) -> None:
+        self.gone: set[str] = set()
+        self.asked = asyncio.Condition()
+
+    async def find_abandoned(self, attempts: Mapping[str, int]) -> set[str]:
+        async with self.asked:
+            self.asked.notify_all()
+        return self.gone & attempts.keys()
+
+    async def leave(self, request_id: str) -> None:
+        """Return when the replica has heard that this caller is gone."""
+        self.gone.add(request_id)
+        for _ in range(2):  # the question that is on its way may have been answered before
+            async with self.asked:
+                await asyncio.wait_for(self.asked.wait(), PATIENCE)
+
+
+def draw(clip: Clip) -> np.ndarray:
+    return np.full((FRAMES, clip.size.height, clip.size.width, 3), clip.seed % 256, np.uint8)
+
+
+def picture_uri(width: int = 112, height: int = 64) -> str:
+    return f"data:image/png;base64,{base64.b64encode(image_bytes(Image.new('RGB', (width, height), 'red'))).decode()}"
+
+
+def attempt(request_id: str, endpoint: str = FAST, **input: Any) -> Attempt:
+    source = {} if "prompt" in input else {"image_url": picture_uri()}
+    return Attempt(request_id, 1, endpoint, json.dumps(source | {"seed": 1, "steps": 3} | input))
+
+
+async def paint_wide(input: str) -> Image.Image:
+    return Image.new("RGB", (WIDE.width, WIDE.height), "green")
+
+
+def text_endpoint() -> TextToVideo:
+    return TextToVideo(TEXT, TextToVideoConfig(weights="none", video=FAST, scale=0.109375, multiple=16))
+
+
+@pytest.fixture
+def model() -> DrawnModel:
+    return DrawnModel()
+
+
+@pytest.fixture
+def callers() -> Callers:
+    return Callers()
+
+
+@pytest.fixture(autouse=True)
+def ask_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica_module, "ASK_SECONDS", 0.01)
+
+
+def make_replica(model: VideoModel, storage: FileStorage, callers: Callers, paint: Paint = paint_wide) -> VideoReplica:
+    endpoints: dict[str, Endpoint] = {
+        FAST: FastSVDLCM(FAST, CONFIG),
+        SVD_ID: SVD(SVD_ID, CONFIG),
+        TEXT: text_endpoint(),
+    }
+    return VideoReplica(model, endpoints, {TEXT: paint}, storage, PictureSource(storage), callers.find_abandoned)
+
+
+@pytest.fixture
+def replica(model: DrawnModel, storage: FileStorage, callers: Callers) -> VideoReplica:
+    return make_replica(model, storage, callers)
+
+
+async def run(replica: VideoReplica, *attempts: Attempt) -> list[Event]:
+    async with asyncio.timeout(PATIENCE):
+        return [event async for event in replica.generate(list(attempts))]
+
+
+def ends(events: Sequence[Event]) -> dict[str, Finished | Failed | Dropped]:
+    """How each request ended; a request that ends twice is a failure of the test."""
+    found: dict[str, Finished | Failed | Dropped] = {}
+    for event in events:
+        if not isinstance(event, Progress):
+            assert event.request_id not in found
+            found[event.request_id] = event
+    return found
+
+
+def kinds(events: Sequence[Event]) -> dict[str, str]:
+    return {request_id: type(event).__name__ for request_id, event in ends(events).items()}
+
+
+async def until(event: threading.Event) -> None:
+    assert await asyncio.to_thread(event.wait, PATIENCE)
+
+
+# ---------------------------------------------------------------- a clip
+
+
+async def test_an_attempt_becomes_a_stored_clip(replica: VideoReplica, storage: FileStorage) -> None:
+    [finished] = ends(await run(replica, attempt("a", seed=7))).values()
+
+    assert isinstance(finished, Finished)
+    assert finished.output["seed"] == 7
+    file = File.model_validate(finished.output["video"])
+    key = storage.key_of(file.url)
+    assert key is not None
+    assert (file.content_type, file.file_name) == ("video/mp4", "clip.mp4")
+    assert (await storage.stat(key)).size == file.file_size > 0
+    assert finished.inference_seconds >= finished.gpu_seconds >= 0
+
+
+async def test_an_output_can_be_sent_as_json(replica: VideoReplica) -> None:
+    [finished] = ends(await run(replica, attempt("a"))).values()
+
+    assert isinstance(finished, Finished)
+    assert json.loads(json.dumps(finished.output)) == finished.output
+    assert set(finished.output) == {"video", "seed"}
+
+
+async def test_svd_calls_its_video_image(replica: VideoReplica) -> None:
+    [finished] = ends(await run(replica, attempt("a", SVD_ID))).values()
+
+    assert isinstance(finished, Finished)
+    assert set(finished.output) == {"image", "seed"}
+    assert finished.output["image"]["content_type"] == "video/mp4"
+
+
+@pytest.mark.parametrize(("endpoint", "input", "fps"), [(FAST, {"fps": 7}, 7), (FAST, {}, 10), (SVD_ID, {}, 25)])
+async def test_a_clip_plays_at_the_rate_that_was_asked_for(
+    replica: VideoReplica, tmp_path: Path, endpoint: str, input: dict[str, int], fps: int
+) -> None:
+    ffprobe = need("ffprobe")
+    await run(replica, attempt("a", endpoint, **input))
+
+    [clip] = (tmp_path / "files").rglob("clip.mp4")
+    command = [ffprobe, "-v", "error", "-show_entries", "stream=avg_frame_rate", "-of", "csv=p=0", str(clip)]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == f"{fps}/1"
+
+
+async def test_the_model_gets_what_the_caller_asked_for(replica: VideoReplica, model: DrawnModel) -> None:
+    await run(replica, attempt("a", seed=5, motion_bucket_id=99, cond_aug=0.5, image_url=picture_uri(300, 300)))
+
+    [[clip]] = model.batches
+    assert (clip.seed, clip.motion_bucket_id, clip.cond_aug) == (5, 99, 0.5)
+    assert clip.picture.mode == "RGB"
+    assert clip.size in CONFIG.sizes
+
+
+async def test_progress_is_told_after_each_step(replica: VideoReplica) -> None:
+    events = await run(replica, attempt("a"), attempt("b"))
+
+    told = [event for event in events if isinstance(event, Progress)]
+    assert told == [Progress(("a", "b"), f"Step {step}/3") for step in (1, 2, 3)]
+    assert events[:3] == told
+
+
+async def test_a_text_to_video_clip_starts_from_the_painted_picture(
+    model: DrawnModel, storage: FileStorage, callers: Callers
+) -> None:
+    prompts = []
+
+    async def paint(input: str) -> Image.Image:
+        parsed = TextToVideoInput.model_validate_json(input)
+        prompts.append((parsed.prompt, parsed.seed))
+        return await paint_wide(input)
+
+    replica = make_replica(model, storage, callers, paint)
+    events = await run(replica, attempt("a", TEXT, prompt="a cat", seed=3))
+
+    [[clip]] = model.batches
+    assert kinds(events) == {"a": "Finished"}
+    assert prompts == [("a cat", 3)]
+    assert clip.picture.getpixel((0, 0)) == (0, 128, 0)
+
+
+# ---------------------------------------------------------------- batches
+
+
+async def test_every_attempt_ends_in_exactly_one_event(replica: VideoReplica) -> None:
+    events = await run(
+        replica,
+        attempt("good"),
+        attempt("tall", image_url=picture_uri(64, 112)),
+        attempt("broken", image_url="data:image/png;base64,AAAA"),
+        attempt("small", image_url=picture_uri(1, 1)),
+        attempt("no input", image_url=None),
+        attempt("painted", TEXT, prompt="a cat"),
+        attempt("unknown endpoint", "fal-ai/unknown"),
+    )
+
+    assert kinds(events) == {
+        "good": "Finished",
+        "tall": "Finished",
+        "broken": "Failed",
+        "small": "Failed",
+        "no input": "Failed",
+        "painted": "Finished",
+        "unknown endpoint": "Failed",
+    }
+
+
+async def test_attempts_of_one_size_and_steps_share_a_batch(replica: VideoReplica, model: DrawnModel) -> None:
+    events = await run(replica, attempt("a", seed=1), attempt("b", TEXT, prompt="x", seed=2), attempt("c", seed=3))
+
+    assert model.sizes == [[WIDE] * 3]
+    assert len({end.gpu_seconds for end in ends(events).values() if isinstance(end, Finished)}) == 1
+
+
+async def test_sizes_and_steps_are_never_mixed_in_a_batch(replica: VideoReplica, model: DrawnModel) -> None:
+    await run(
+        replica,
+        attempt("a"),
+        attempt("b", image_url=picture_uri(64, 112)),
+        attempt("c", steps=5),
+        attempt("d"),
+        attempt("e", image_url=picture_uri(64, 112)),
+    )
+
+    assert sorted(model.sizes) == sorted([[WIDE] * 2, [TALL] * 2, [WIDE]])
+
+
+async def test_each_member_of_a_batch_gets_its_own_clip(replica: VideoReplica, storage: FileStorage) -> None:
+    alone = [await stored(storage, await run(replica, attempt("x", seed=seed))) for seed in (10, 200)]
+    together = await run(replica, attempt("a", seed=10), attempt("b", seed=200))
+
+    assert alone[0] != alone[1]
+    found = ends(together)
+    assert [await stored(storage, [found["a"]]), await stored(storage, [found["b"]])] == alone
+
+
+async def stored(storage: FileStorage, events: Sequence[Event]) -> bytes:
+    """The one clip that these events tell of."""
+    [finished] = ends(events).values()
+    assert isinstance(finished, Finished)
+    key = storage.key_of(finished.output["video"]["url"])
+    assert key is not None
+    return b"".join([piece async for piece in storage.read(key, 0, (await storage.stat(key)).size)])
+
+
+async def test_a_bad_picture_fails_alone(replica: VideoReplica, model: DrawnModel) -> None:
+    events = await run(replica, attempt("a"), attempt("bad", image_url=picture_uri(1, 1)), attempt("b"))
+
+    bad = ends(events)["bad"]
+    assert isinstance(bad, Failed)
+    assert (bad.failure.status, bad.failure.type, bad.failure.retryable) == (422, ImageTooSmall.type, False)
+    assert bad.failure.body["detail"][0]["loc"] == ["body", "image_url"]
+    assert kinds(events) == {"bad": "Failed", "a": "Finished", "b": "Finished"}
+    assert model.sizes == [[WIDE, WIDE]]
+
+
+async def test_a_batch_of_bad_pictures_never_reaches_the_device(replica: VideoReplica, model: DrawnModel) -> None:
+    await run(replica, attempt("a", image_url="data:,x"), attempt("b", image_url="file:///etc/passwd"))
+
+    assert model.batches == []
+
+
+# ---------------------------------------------------------------- failures
+
+
+def explode(error: Exception) -> Callable[[int], None]:
+    def before_step(step: int) -> None:
+        raise error
+
+    return before_step
+
+
+async def test_an_unexpected_error_is_told_without_its_details(replica: VideoReplica, model: DrawnModel) -> None:
+    model.before_step = explode(RuntimeError("CUDA error at /srv/secret/path"))
+    events = await run(replica, attempt("a"), attempt("b"))
+
+    failure = RunnerServerError("The model failed").failure()
+    assert ends(events) == {"a": Failed("a", failure), "b": Failed("b", failure)}
+    assert (failure.status, failure.type) == (500, "runner_server_error")
+
+
+async def test_the_device_goes_on_after_an_error(replica: VideoReplica, model: DrawnModel) -> None:
+    model.before_step = explode(RuntimeError("once"))
+    await run(replica, attempt("a"))
+    model.before_step = lambda step: None
+
+    assert kinds(await run(replica, attempt("b"))) == {"b": "Finished"}
+
+
+async def test_an_error_in_one_size_leaves_the_other_sizes_alone(replica: VideoReplica, model: DrawnModel) -> None:
+    def before_step(step: int) -> None:
+        if model.batches[-1][0].size == TALL:
+            raise MemoryError
+
+    model.before_step = before_step
+    events = await run(replica, attempt("a"), attempt("b", image_url=picture_uri(64, 112)))
+
+    assert kinds(events) == {"a": "Finished", "b": "Failed"}
+
+
+class FullDisk(FileStorage):
+    """Has no room for the first file."""
+
+    refused = False
+
+    async def put(self, source: Path, key: str) -> File:
+        if not self.refused:
+            self.refused = True
+            raise OSError(28, "No space left on device", "/srv/secret/path")
+        return await super().put(source, key)
+
+
+async def test_a_clip_that_cannot_be_stored_fails_alone(model: DrawnModel, callers: Callers, tmp_path: Path) -> None:
+    replica = make_replica(model, FullDisk(tmp_path / "files", URL), callers)
+    events = await run(replica, attempt("a"), attempt("b"))
+
+    assert sorted(kinds(events).values()) == ["Failed", "Finished"]
+    assert "secret" not in str(events)
+
+
+async def test_a_clip_that_cannot_be_encoded_fails_and_leaves_nothing(
+    model: DrawnModel, storage: FileStorage, callers: Callers, tmp_path: Path
+) -> None:
+    async def paint_odd(input: str) -> Image.Image:
+        return Image.new("RGB", (111, 63))
+
+    events = await run(make_replica(model, storage, callers, paint_odd), attempt("a", TEXT, prompt="x"))
+
+    assert kinds(events) == {"a": "Failed"}
+    assert list((tmp_path / "files").rglob("*.mp4")) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "type", "retryable"),
+    [
+        (RayActorError(), 503, "runner_disconnected", True),
+        (Unavailable("Not now"), 503, "internal_error", False),
+        (KeyError("x"), 500, "runner_server_error", False),
+    ],
+)
+async def test_a_failed_painter_is_told_apart(
+    model: DrawnModel,
+    storage: FileStorage,
+    callers: Callers,
+    error: Exception,
+    status: int,
+    type: str,
+    retryable: bool,
+) -> None:
+    async def paint(input: str) -> Image.Image:
+        raise error
+
+    replica = make_replica(model, storage, callers, paint)
+    events = await run(replica, attempt("a", TEXT, prompt="x"), attempt("b"))
+
+    failed = ends(events)["a"]
+    assert isinstance(failed, Failed)
+    assert (failed.failure.status, failed.failure.type, failed.failure.retryable) == (status, type, retryable)
+    assert kinds(events)["b"] == "Finished"
+
+
+async def test_nobody_to_ask_is_no_reason_to_stop(model: DrawnModel, storage: FileStorage, callers: Callers) -> None:
+    asked = threading.Event()
+
+    class Unreachable(Callers):
+        async def find_abandoned(self, attempts: Mapping[str, int]) -> set[str]:
+            asked.set()
+            raise RayActorError
+
+    model.before_step = lambda step: None if asked.wait(PATIENCE) else pytest.fail("nobody was asked")
+    events = await run(make_replica(model, storage, Unreachable()), attempt("a"))
+
+    assert kinds(events) == {"a": "Finished"}
+
+
+# ---------------------------------------------------------------- stopping
+
+
+async def test_a_caller_who_leaves_between_steps_is_dropped_alone(
+    replica: VideoReplica, model: DrawnModel, callers: Callers
+) -> None:
+    gate = model.before_step = Gate(at=2)
+    running = asyncio.create_task(run(replica, attempt("a"), attempt("b"), attempt("c")))
+    await until(gate.reached)
+    await callers.leave("b")
+    gate.open()
+
+    assert kinds(await running) == {"a": "Finished", "b": "Dropped", "c": "Finished"}
+    assert model.steps_taken == 3
+
+
+async def test_a_batch_that_everybody_leaves_stops_at_its_next_step(
+    replica: VideoReplica, model: DrawnModel, callers: Callers
+) -> None:
+    gate = model.before_step = Gate(at=2)
+    running = asyncio.create_task(run(replica, attempt("a", steps=20)))
+    await until(gate.reached)
+    await callers.leave("a")
+    gate.open()
+
+    assert kinds(await running) == {"a": "Dropped"}
+    assert model.steps_taken == 2
+
+
+async def test_a_caller_who_leaves_before_the_first_step_costs_no_step(
+    model: DrawnModel, storage: FileStorage, callers: Callers
+) -> None:
+    async def paint(input: str) -> Image.Image:
+        await callers.leave("a")
+        return await paint_wide(input)
+
+    events = await run(make_replica(model, storage, callers, paint), attempt("a", TEXT, prompt="x"))
+
+    assert kinds(events) == {"a": "Dropped"}
+    assert model.steps_taken == 0
+
+
+async def test_closing_the_generator_stops_the_work(replica: VideoReplica, model: DrawnModel) -> None:
+    gate = Gate(at=2)
+    after_gate = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def before_step(step: int) -> None:
+        gate(step)
+        if step > 2:  # give the loop its turns
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), loop).result(PATIENCE)
+            loop.call_soon_threadsafe(after_gate.set)
+
+    model.before_step = before_step
+    async with aclosing(replica.generate([attempt("a", steps=20)])) as events:
+        assert await anext(events) == Progress(("a",), "Step 1/20")
+        await until(gate.reached)
+    gate.open()
+    await until(model.ended)
+
+    assert model.steps_taken <= 3
+
+
+async def test_the_device_is_free_after_a_generator_has_been_closed(replica: VideoReplica) -> None:
+    async with aclosing(replica.generate([attempt("a", steps=20)])) as events:
+        await anext(events)
+
+    assert kinds(await run(replica, attempt("b"))) == {"b": "Finished"}
+
+
+async def test_closing_the_generator_ends_the_asking(replica: VideoReplica, callers: Callers) -> None:
+    async with aclosing(replica.generate([attempt("a")])) as events:
+        await anext(events)
+    await asyncio.sleep(0.05)  # whoever asked until now has been told to stop
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1), callers.asked:
+            await callers.asked.wait()
+
+
+# ---------------------------------------------------------------- overlap
+
+
+async def test_the_next_batch_prepares_while_one_is_on_the_device(
+    model: DrawnModel, storage: FileStorage, callers: Callers
+) -> None:
+    painted = asyncio.Event()
+
+    async def paint(input: str) -> Image.Image:
+        painted.set()
+        return await paint_wide(input)
+
+    gate = model.before_step = Gate(at=1)
+    replica = make_replica(model, storage, callers, paint)
+    first = asyncio.create_task(run(replica, attempt("a")))
+    await until(gate.reached)
+    second = asyncio.create_task(run(replica, attempt("b", TEXT, prompt="x")))
+    await asyncio.wait_for(painted.wait(), PATIENCE)
+
+    assert len(model.batches) == 1
+    assert not first.done()
+    gate.open()
+    assert kinds(await first) == {"a": "Finished"}
+    assert kinds(await second) == {"b": "Finished"}
+    assert len(model.batches) == 2
+
+
+class SlowStorage(FileStorage):
+    """Keeps the first file waiting until a test lets it in."""
+
+    def __init__(self, directory: Path, public_url: str) -> None:
+        super().__init__(directory, public_url)
+        self.reached, self.open = asyncio.Event(), asyncio.Event()
+
+    async def put(self, source: Path, key: str) -> File:
+        if not self.reached.is_set():
+            self.reached.set()
+            await asyncio.wait_for(self.open.wait(), PATIENCE)
+        return await super().put(source, key)
+
+
+async def test_the_device_goes_on_while_the_last_clip_is_stored(
+    model: DrawnModel, callers: Callers, tmp_path: Path
+) -> None:
+    storage = SlowStorage(tmp_path / "files", URL)
+    replica = make_replica(model, storage, callers)
+    first = asyncio.create_task(run(replica, attempt("a")))
+    await asyncio.wait_for(storage.reached.wait(), PATIENCE)
+
+    assert kinds(await run(replica, attempt("b"))) == {"b": "Finished"}
+    assert not first.done()
+    storage.open.set()
+    assert kinds(await first) == {"a": "Finished"}
+
+
+async def test_batches_take_turns_on_the_device(replica: VideoReplica, model: DrawnModel) -> None:
+    inside: set[int] = set()
+
+    def before_step(step: int) -> None:
+        inside.add(threading.get_ident())
+
+    model.before_step = before_step
+    await asyncio.gather(*(run(replica, attempt(name)) for name in "abc"))
+
+    assert len(model.batches) == 3
+    assert len(inside) == 1
+
+
+async def test_the_event_loop_answers_while_the_device_works(replica: VideoReplica, model: DrawnModel) -> None:
+    loop = asyncio.get_running_loop()
+    answers = []
+
+    async def answer(step: int) -> int:
+        return step
+
+    def before_step(step: int) -> None:
+        answers.append(asyncio.run_coroutine_threadsafe(answer(step), loop).result(PATIENCE))
+
+    model.before_step = before_step
+    await run(replica, attempt("a"))
+
+    assert answers == [1, 2, 3]
+
+
+# ---------------------------------------------------------------- the painter's replica
+
+
+class DrawnText(TextToVideo):
+    """Paints its seed."""
+
+    def paint(self, input: TextToVideoInput) -> Image.Image:
+        assert threading.current_thread() is not threading.main_thread()
+        return Image.new("RGB", (16, 16), (input.seed, 0, 0))
+
+
+async def test_a_picture_replica_paints_beside_the_event_loop() -> None:
+    painter = PictureReplica(DrawnText(TEXT, TextToVideoConfig(weights="none", video=FAST)))
+
+    picture = await painter.paint(json.dumps({"prompt": "a cat", "seed": 9}))
+    assert picture.getpixel((0, 0)) == (9, 0, 0)
