@@ -131,6 +131,7 @@ class DispatcherDeployment(Dispatcher):
     async def __del__(self) -> None:
         """Serve's hook for a graceful end."""
         await self.stop()
+        await self._store.close()
 
 
 class Readiness:

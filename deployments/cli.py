@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -36,6 +37,9 @@ OBJECT_STORE_BYTES = 200 * 1024 * 1024
 STOP_SECONDS = 10.0
 """How long Ray's processes may take to end by themselves once it has been shut down."""
 
+PATIENCE_SECONDS = 60.0
+"""After this long a start says what it is waiting for, and again each time."""
+
 SERVICE_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # one machine: node addresses stay on 127.0.0.1
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -62,7 +66,7 @@ def _add_serve(commands: Any) -> None:
     serve = commands.add_parser("serve", help="start the service and keep it running")
     serve.add_argument("--config", type=Path, default=Path("serve_config.yaml"))
     serve.add_argument("--host", default="127.0.0.1")
-    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--port", type=int, choices=range(1, 65536), metavar="1-65535", default=8000)
     serve.add_argument("--data-dir", type=Path, help="instead of SVD_DATA_DIR")
     serve.set_defaults(run=_serve)
 
@@ -86,10 +90,10 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         config = _read_config(options)
         settings = Settings()
+        settings.key()  # made here, before several processes want it
+        sample = asyncio.run(FileStorage.open(settings.storage_url, settings.public_url).put(SAMPLE, SAMPLE_KEY))
     except (OSError, ValueError, yaml.YAMLError) as error:
         return _complain(f"{options.config}: {error}")
-    settings.key()  # made here, before several processes want it
-    sample = asyncio.run(FileStorage.open(settings.storage_url, settings.public_url).put(SAMPLE, SAMPLE_KEY))
 
     import ray
 
@@ -98,7 +102,7 @@ def _serve(options: argparse.Namespace) -> int:
         ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
         signal.signal(signal.SIGTERM, _exit)  # again: Ray has put its own in place, which aborts
         _deploy(config)
-        failure = _wait_until_ready(f"http://{options.host}:{options.port}")
+        failure = _wait_until_ready(f"http://{_reachable(options.host)}:{options.port}")
         if failure:
             return _complain(failure)
         print(_banner(settings, sample.url), flush=True)
@@ -118,7 +122,8 @@ def _port_problem(host: str, port: int) -> str | None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            return f"cannot listen on {host}:{port}: {error.strerror}. Is a server running already? Try PORT={port + 1}"
+            busy = ". Is a server running already? Choose another port" if error.errno == errno.EADDRINUSE else ""
+            return f"cannot listen on {host}:{port}: {error.strerror}{busy}"
     return None
 
 
@@ -127,9 +132,14 @@ def _set_environment(options: argparse.Namespace) -> None:
     if options.data_dir:
         os.environ["SVD_DATA_DIR"] = str(options.data_dir)
     os.environ["SVD_DATA_DIR"] = str(Path(os.environ.get("SVD_DATA_DIR") or "data").absolute())
-    os.environ.setdefault("SVD_PUBLIC_URL", f"http://{options.host}:{options.port}")
+    os.environ.setdefault("SVD_PUBLIC_URL", f"http://{_reachable(options.host)}:{options.port}")
     for name, value in SERVICE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def _reachable(host: str) -> str:
+    """An address under which a server that listens on ``host`` can be called from here."""
+    return "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - a comparison
 
 
 def _read_config(options: argparse.Namespace) -> Any:
@@ -137,6 +147,8 @@ def _read_config(options: argparse.Namespace) -> Any:
     from ray.serve.schema import ServeDeploySchema
 
     document = yaml.safe_load(options.config.read_text())
+    if not isinstance(document, dict):
+        raise ValueError("it holds no configuration")
     document.setdefault("http_options", {}).update(host=options.host, port=options.port)
     for application in document.get("applications", []):
         AppArgs.model_validate(application.get("args", {}))
@@ -169,8 +181,9 @@ def _stop() -> None:
 
     print("Stopping.", flush=True)
     tree = psutil.Process().children(recursive=True)
-    serve.shutdown()  # type: ignore[no-untyped-call]
-    ray.shutdown()
+    if ray.is_initialized():  # else Serve would look for a cluster to shut down, or start one
+        serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
     _, alive = psutil.wait_procs(tree, timeout=STOP_SECONDS)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -182,10 +195,15 @@ def _wait_until_ready(url: str) -> str | None:
     from ray import serve
     from ray.serve.schema import ApplicationStatus
 
+    say_again = time.monotonic() + PATIENCE_SECONDS
     while not is_ready(url):
         for name, application in serve.status().applications.items():
             if application.status == ApplicationStatus.DEPLOY_FAILED:
                 return f"{name} could not be deployed: {application.message.strip().splitlines()[-1]}"
+            if time.monotonic() > say_again:
+                waiting = [name for name, each in application.deployments.items() if each.status != "HEALTHY"]
+                print(f"Waiting for {', '.join(waiting) or name}. Are there GPUs and CPUs enough?", flush=True)
+                say_again = time.monotonic() + PATIENCE_SECONDS
         time.sleep(0.25)
     return None
 

@@ -6,6 +6,7 @@
     │   ├── StillInProgress        400
     │   ├── Unauthenticated        401
     │   ├── NotFound               404
+    │   ├── PayloadTooLarge        413
     │   ├── QueueFull              429
     │   ├── ClientCancelled        499
     │   ├── RunnerServerError      500
@@ -98,6 +99,12 @@ class NotFound(PlatformError):
     """No such endpoint, request or file, or not this caller's."""
 
     status, type = 404, "not_found"
+
+
+class PayloadTooLarge(PlatformError):
+    """The body of an HTTP request is larger than we read."""
+
+    status, type = 413, "bad_request"
 
 
 class QueueFull(PlatformError):

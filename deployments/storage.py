@@ -6,6 +6,7 @@ read the file, so it holds a random part. obstore (the Rust ``object_store`` beh
 
 from __future__ import annotations
 
+import asyncio
 import mimetypes
 import os
 from collections.abc import AsyncIterator
@@ -71,7 +72,7 @@ class FileStorage:
     async def put(self, source: Path, key: str) -> File:
         """Store a copy of a file. On return it is on the disk, whole."""
         await obstore.put_async(self._store, key, source)
-        _sync_to_disk(self._directory / key)
+        await asyncio.to_thread(_sync_to_disk, self._directory / key)
         stat = await self.stat(key)
         return File(
             url=self._base + quote(key), content_type=stat.content_type, file_name=Path(key).name, file_size=stat.size

@@ -100,6 +100,20 @@ def test_signal_ends_the_whole_process_tree(tmp_path: Path, number: signal.Signa
     assert "Traceback" not in server.log.read_text()
 
 
+def test_signal_during_the_start_ends_it_and_starts_nothing(tmp_path: Path) -> None:
+    command = serve_command("--data-dir", str(tmp_path), "--port", str(free_port()))
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    give_up = time.monotonic() + 60
+    while not (tree := psutil.Process(server.pid).children(recursive=True)) and time.monotonic() < give_up:
+        time.sleep(0.05)
+    server.send_signal(signal.SIGTERM)
+    output, _ = server.communicate(timeout=60)
+    _, alive = psutil.wait_procs(tree, timeout=5)
+    assert not alive, output
+    assert output.count("Started a local Ray instance") <= 1, output
+    assert "Traceback" not in output
+
+
 def test_second_server_on_a_busy_port_says_so_in_one_line(server: Server, tmp_path: Path) -> None:
     command = serve_command("--data-dir", str(tmp_path), "--port", server.url.rpartition(":")[2])
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

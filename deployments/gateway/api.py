@@ -97,6 +97,8 @@ def _health_router(store: RequestStore, not_ready: NotReady) -> APIRouter:
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ServingError)
     async def serving_error(request: Request, error: ServingError) -> Response:
+        if error.status >= 500:
+            logger.error("%s %s: %s", request.method, request.url.path, error, exc_info=error.__cause__)
         return wire.error_response(error)
 
     @app.exception_handler(HTTPException)

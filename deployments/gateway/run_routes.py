@@ -10,7 +10,6 @@ from deployments.gateway import wire
 from deployments.gateway.auth import Caller
 from deployments.gateway.service import Service
 from deployments.gateway.submission import new_request, read_json
-from deployments.queue.request import InferenceRequest
 
 
 def run_router(service: Service) -> APIRouter:
@@ -23,19 +22,14 @@ def run_router(service: Service) -> APIRouter:
         endpoint = service.endpoint(path)
         payload = dict(request.query_params) if request.method == "GET" else await read_json(request)
         row, refused = new_request(endpoint, caller, payload, request, retry=False)
-        accepted = await service.store.submit(row, refused.failure() if refused else None)
-        await _ended(service, accepted)
-        ended = await service.store.get(accepted.id)
+        try:
+            await service.store.submit(row, refused.failure() if refused else None)
+            await service.completions.wait(row.id)
+        except asyncio.CancelledError:  # a caller who goes away no longer wants the clip
+            await service.store.cancel(row.id)
+            raise
+        ended = await service.store.get(row.id)
         assert ended is not None
-        return wire.result_response(ended, await service.store.output(accepted.id))
+        return wire.result_response(ended, await service.store.output(row.id))
 
     return router
-
-
-async def _ended(service: Service, request: InferenceRequest) -> None:
-    """Wait for the end. A caller who goes away no longer wants the clip."""
-    try:
-        await service.completions.wait(request.id)
-    except asyncio.CancelledError:
-        await service.store.cancel(request.id)
-        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from deployments.queue.request import InferenceRequest
 from deployments.queue.store import RequestStore
 from deployments.queue.watch import Completions, Positions
 from deployments.storage import FileStorage
+
+_REQUEST_ID = re.compile(r"[0-9a-f-]{36}")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Service:
 
     async def request(self, path: str, request_id: str, caller: Caller) -> InferenceRequest | None:
         """A caller's own request under ``owner/alias`` or the full endpoint id; None where there is none."""
-        request = await self.store.get(request_id)
+        request = await self.store.get(request_id) if _REQUEST_ID.fullmatch(request_id) else None
         if request is None or request.key_id != caller.key_id:
             return None
         return request if path in (request.endpoint, app_of(request)) else None

@@ -10,10 +10,16 @@ from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from deployments.errors import BadRequest, InvalidInput, ServingError
+from deployments.errors import BadRequest, InvalidInput, PayloadTooLarge, ServingError
 from deployments.gateway.auth import Caller
 from deployments.models.base import Endpoint
 from deployments.queue.request import NewRequest, Priority
+
+MAX_BODY_BYTES = 28 * 1024 * 1024
+"""Room for the largest picture that is read, as a data URI."""
+
+MAX_KEPT_BYTES = 64 * 1024
+"""Of a refused input, no more is kept than this."""
 
 SHORTEST_START_TIMEOUT = 0.1
 LONGEST_START_TIMEOUT = 30 * 24 * 3600.0
@@ -24,12 +30,17 @@ async def read_json(request: Request) -> Any:
 
     Raises:
         InvalidInput: It is empty, or no JSON.
+        PayloadTooLarge: It has more than ``MAX_BODY_BYTES`` bytes; the rest was not read.
     """
-    body = await request.body()
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_BODY_BYTES:
+            raise PayloadTooLarge(f"The body has more than {MAX_BODY_BYTES} bytes")
     if not body.strip():
         raise InvalidInput([{"loc": (), "msg": "Field required", "type": "missing"}])
     try:
-        return from_json(body, allow_inf_nan=False)
+        return from_json(bytes(body), allow_inf_nan=False)
     except ValueError as error:
         message = f"JSON decode error: {error}"
         raise InvalidInput([{"loc": (), "msg": message, "type": "json_invalid"}]) from error
@@ -58,11 +69,16 @@ def new_request(
         input = endpoint.Input.model_validate(payload)
         plan = endpoint.plan(input)
     except ValidationError as error:
-        return NewRequest(**common, input=json.dumps(payload)), InvalidInput(error.errors())
+        return NewRequest(**common, input=_kept(payload)), InvalidInput(error.errors())
     except ServingError as error:
-        return NewRequest(**common, input=json.dumps(payload)), error
+        return NewRequest(**common, input=_kept(payload)), error
     row = NewRequest(**common, input=input.model_dump_json(), batch_key=plan.batch_key, pixel_frames=plan.pixel_frames)
     return row, None
+
+
+def _kept(payload: Any) -> str:
+    text = json.dumps(payload)
+    return text if len(text) <= MAX_KEPT_BYTES else "null"
 
 
 def _start_timeout(request: Request) -> float | None:

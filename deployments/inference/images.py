@@ -7,6 +7,7 @@ import base64
 import binascii
 import io
 from collections.abc import Sequence
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import ip_network
 from urllib.parse import unquote_to_bytes
 
@@ -52,6 +53,7 @@ class PictureSource:
             policy=_ANYWHERE if allow_private else _PUBLIC_WEB,
             follow_redirects=True,
             trust_env=False,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # one caller's host sets none for another's
             timeout=httpx.Timeout(FETCH_SECONDS, connect=5.0),
             headers={"Accept-Encoding": "identity", "User-Agent": "svd-serve"},
         )

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
 
 from deployments import logs
 from deployments.errors import RunnerDisconnected, RunnerServerError, ServingError
@@ -132,7 +133,7 @@ class VideoReplica:
         numbers = {attempt.request_id: attempt.number for attempt in attempts}
         while True:
             await asyncio.sleep(ASK_SECONDS)
-            with contextlib.suppress(RayError):  # nobody to ask just now: go on with the work
+            with contextlib.suppress(RayError, RayServeException):  # nobody to ask just now: go on with the work
                 abandoned |= await self._find_abandoned(numbers)
 
     async def _prepare(self, attempt: Attempt, emit: Emit) -> Prepared | None:
@@ -231,6 +232,6 @@ def _failed(attempt: Attempt, error: Exception) -> Failed:
     if isinstance(error, ServingError):
         return Failed(attempt.request_id, error.failure())
     logger.error("attempt %s failed", attempt.number, exc_info=error)
-    if isinstance(error, RayError):  # the painter's replica died
+    if isinstance(error, RayError | RayServeException):  # the painter's replica died
         return Failed(attempt.request_id, RunnerDisconnected("A replica was lost").failure())
     return Failed(attempt.request_id, RunnerServerError("The model failed").failure())

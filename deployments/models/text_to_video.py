@@ -1,7 +1,7 @@
 """fal-ai/fast-svd-lcm/text-to-video: a prompt becomes a picture, which the fast model then animates.
 
-This deployment holds only the text-to-image pipeline. Its requests wait for the fast model and share its batches;
-while that model is busy with others, the picture is made here.
+This deployment holds only the text-to-image pipeline. Its requests wait for the fast model; while that model is busy
+with others, the picture is made here.
 """
 
 from __future__ import annotations

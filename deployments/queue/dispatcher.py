@@ -75,7 +75,9 @@ class Dispatcher:
         self._poll_seconds = poll_seconds
         self._limits: Mapping[str, BatchLimits] = {}
         self._has_work = {model: asyncio.Event() for model in replicas}
+        self._held: set[str] = set()
         self._lines: list[LogLine] = []
+        self._writing = asyncio.Lock()
         self._loops: list[asyncio.Task[None]] = []
         self._batches: set[asyncio.Task[None]] = set()
 
@@ -122,18 +124,19 @@ class Dispatcher:
             await asyncio.sleep(seconds)
 
     async def _look_for_work(self) -> None:
-        models = await self._store.models_with_work()
+        models = await self._store.models_with_work(self._has_work)
         for model, event in self._has_work.items():
             event.set() if model in models else event.clear()
 
     async def _keep_lease(self) -> None:
         await self._store.heartbeat(self._owner, self._lease_seconds)
-        await self._store.sweep()
+        await self._store.sweep(self._owner, self._held, self._lease_seconds)
 
     async def _write_logs(self) -> None:
-        lines, self._lines = self._lines, []
-        if lines:
-            await self._store.log(lines)
+        async with self._writing:
+            lines, self._lines = self._lines, []
+            if lines:
+                await self._store.log(lines)
 
     async def _feed(self, model: str) -> None:
         """Keep one place reserved at a time while there is work; each batch then goes its own way."""
@@ -156,9 +159,13 @@ class Dispatcher:
                     self._has_work[model].clear()
                     return
                 claimed.set()
-                await self._record(attempts, handle.dispatch(selection, attempts))
-        except (RayError, RayServeException, Unavailable) as error:
-            logger.warning("%s: no batch was sent: %s", model, error)
+                self._held |= {attempt.request_id for attempt in attempts}
+                try:
+                    await self._record(attempts, handle.dispatch(selection, attempts))
+                finally:
+                    self._held -= {attempt.request_id for attempt in attempts}
+        except Exception:
+            logger.exception("%s: a batch was not served", model)  # what was claimed is swept up after a lease
             await asyncio.sleep(self._poll_seconds)
         finally:
             claimed.set()
@@ -170,13 +177,12 @@ class Dispatcher:
         try:
             async for event in events:
                 await self._on_event(event, running)
-        except RayTaskError as error:
+        except RayTaskError:
             logger.exception("a replica failed outside any request")
             failure = RunnerServerError("The model failed").failure()
             for attempt in running.values():
                 await self._persist(self._store.complete, attempt, Outcome.of(failure))
-            running.clear()
-            reason = str(error.cause)
+            return
         except (RayError, RayServeException) as error:
             reason = f"the replica was lost ({type(error).__name__})"
         for attempt in running.values():
@@ -186,30 +192,30 @@ class Dispatcher:
 
     async def _on_event(self, event: Event, running: dict[str, Attempt]) -> None:
         if isinstance(event, Progress):
-            self._lines += [LogLine(request_id, event.message, time.time()) for request_id in event.request_ids]
+            ids = [request_id for request_id in event.request_ids if request_id in running]
+            self._lines += [LogLine(request_id, event.message, time.time()) for request_id in ids]
             return
-        attempt = running.pop(event.request_id)
+        attempt = running[event.request_id]
         with contextlib.suppress(Unavailable):  # a log is not worth a result
             await self._write_logs()
         if isinstance(event, Failed) and event.failure.retryable:
             await self._persist(self._store.lose, attempt, event.failure.message)
         else:
             await self._persist(self._store.complete, attempt, _outcome(event))
+        del running[event.request_id]
 
     async def _persist(
         self, write: Callable[[Attempt, str, Any], Awaitable[bool]], attempt: Attempt, what: Any
     ) -> None:
-        """Write the end of an attempt. While the store is away, keep trying for as long as the lease can last."""
-        give_up = time.monotonic() + self._lease_seconds
+        """Write the end of an attempt, however long the store is away: the fence decides whether it still counts."""
         while True:
             try:
                 if not await write(attempt, self._owner, what):
                     logger.warning("attempt %s of %s was not ours any more", attempt.number, attempt.request_id)
                 return
-            except Unavailable:
-                if time.monotonic() > give_up:
-                    raise
-            await asyncio.sleep(self._poll_seconds)
+            except Unavailable as error:
+                logger.warning("%s: %s", error, error.__cause__)
+            await asyncio.sleep(self._lease_seconds / 10)
 
 
 def _outcome(event: Finished | Failed | Dropped) -> Outcome:

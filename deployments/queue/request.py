@@ -7,10 +7,10 @@ IN_QUEUE ──claim──▶ IN_PROGRESS ────────────�
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, Self
-from uuid import UUID, uuid5
+from uuid import UUID, uuid4, uuid5
 
 from sqlalchemy import Row
 
@@ -47,6 +47,7 @@ class NewRequest:
         priority: Where it queues.
         no_retry: End it when its first attempt is lost.
         start_timeout: Seconds it may wait for its start.
+        id: Its id, known before it is stored so that it can be cancelled whatever becomes of the answer.
     """
 
     endpoint: str
@@ -58,6 +59,7 @@ class NewRequest:
     priority: Priority = Priority.NORMAL
     no_retry: bool = False
     start_timeout: float | None = None
+    id: str = field(default_factory=lambda: str(uuid4()))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The one truth about requests. A method is a statement or a transaction; nothing is answered before its commit.
 
-Writes of an attempt are fenced by (request, attempt, owner): when a dispatcher has been replaced, its late result
+What ends an attempt is fenced by (request, attempt, owner): when a dispatcher has been replaced, its late result
 meets zero rows and is dropped. That is what makes "run twice" invisible.
 """
 
@@ -10,15 +10,15 @@ import asyncio
 import functools
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, ParamSpec, TypeVar
-from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import ColumnElement, and_, delete, insert, or_, select, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import ColumnElement, String, and_, delete, exists, insert, literal, or_, select, update
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from deployments.errors import ClientCancelled, Failure, RunnerDisconnected, StartTimeout, Unavailable
@@ -34,12 +34,16 @@ from deployments.queue.request import (
 )
 from deployments.queue.tables import dispatchers, now, request_io, request_logs, requests
 
+STORE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError, OSError)
+"""What the drivers raise when the database cannot be reached, is full, or has no connection free."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _columns = requests.c
-_in_queue = _columns.status == RequestStatus.IN_QUEUE
-_in_progress = _columns.status == RequestStatus.IN_PROGRESS
+# Written into the statement rather than bound to it, so that a planner can see that a partial index serves.
+_in_queue = _columns.status == literal(RequestStatus.IN_QUEUE, String, literal_execute=True)
+_in_progress = _columns.status == literal(RequestStatus.IN_PROGRESS, String, literal_execute=True)
 _may_start = and_(_in_queue, or_(_columns.start_deadline.is_(None), _columns.start_deadline > now()))
 
 
@@ -178,11 +182,14 @@ class RequestStore:
         """Cancel a request: at once where it still waits, by a flag for its replica where it runs."""
         mine = _columns.id == request_id
         async with self._transaction() as connection:
-            if await _end(connection, and_(mine, _in_queue), _cancelled()):
-                return Cancelled.REQUESTED
-            running = update(requests).where(mine, _in_progress).values(cancel_requested=True)
-            flagged = (await connection.execute(running)).rowcount
-        return Cancelled.REQUESTED if flagged else Cancelled.ALREADY_COMPLETED
+            status = (await connection.execute(select(_columns.status).where(mine).with_for_update())).scalar()
+            if status == RequestStatus.IN_QUEUE:
+                await _end(connection, mine, _cancelled())
+            elif status == RequestStatus.IN_PROGRESS:
+                await connection.execute(update(requests).where(mine).values(cancel_requested=True))
+            else:
+                return Cancelled.ALREADY_COMPLETED
+        return Cancelled.REQUESTED
 
     @uninterrupted
     async def ping(self) -> None:
@@ -197,25 +204,30 @@ class RequestStore:
     # ---------------------------------------------------------------- the dispatcher's side
 
     @uninterrupted
-    async def models_with_work(self) -> set[str]:
-        """The models for which a request waits."""
+    async def models_with_work(self, models: Collection[str]) -> set[str]:
+        """For which of these models a request waits. One look at the index for each, however long the queue is."""
+        waits = [exists().where(_columns.model == model, _may_start) for model in models]
         async with self._read() as connection:
-            return set((await connection.execute(select(_columns.model).where(_may_start).distinct())).scalars())
+            answers = (await connection.execute(select(*waits))).one()
+        return {model for model, answer in zip(models, answers, strict=True) if answer}
 
     @uninterrupted
     async def claim(self, model: str, owner: str, limits: BatchLimits) -> list[Attempt]:
         """Take the request whose turn it is, and those behind it that may share its batch.
 
-        Another claimer skips these rows and takes the next ones. The rows come in queue order.
+        Another claimer skips these rows and takes the next ones. The rows come in queue order. A request whose attempt
+        was lost runs alone: it may be what killed the replica, and would take its neighbours with it each time.
         """
         order = (_columns.priority, _columns.seq)
-        waiting = select(_columns.seq, _columns.batch_key, _columns.pixel_frames)
+        waiting = select(_columns.seq, _columns.batch_key, _columns.pixel_frames, _columns.attempt)
         waiting = waiting.where(_columns.model == model, _may_start).order_by(*order)
         async with self._transaction() as connection:
             head = (await connection.execute(waiting.limit(1).with_for_update(skip_locked=True))).first()
             if head is None:
                 return []
-            batch = waiting.where(_columns.batch_key == head.batch_key).limit(limits.members(head.pixel_frames))
+            alone = _columns.seq == head.seq
+            fitting = and_(_columns.batch_key == head.batch_key, _columns.attempt == 0)
+            batch = waiting.where(alone if head.attempt else fitting).limit(limits.members(head.pixel_frames))
             members = batch.with_for_update(skip_locked=True).cte("members")
             taken = await connection.execute(
                 update(requests)
@@ -272,13 +284,20 @@ class RequestStore:
             await _requeue(connection, and_(_in_progress, _columns.owner == owner), "the dispatcher stopped")
 
     @uninterrupted
-    async def sweep(self) -> None:
-        """Requeue what expired dispatchers held, and end what did not start in its caller's time."""
+    async def sweep(self, owner: str, held: Collection[str], lease_seconds: float) -> None:
+        """Requeue what nobody holds, and end what did not start in its caller's time.
+
+        Nobody holds what an expired dispatcher claimed, nor what the living ``owner`` does not know of after a lease:
+        the answer to its claim was lost on the way.
+        """
         alive = select(dispatchers.c.owner).where(dispatchers.c.lease_until > now())
-        orphaned = and_(_in_progress, _columns.owner.not_in(alive))
+        forgotten = and_(
+            _columns.owner == owner, _columns.id.not_in(list(held)), _columns.started_at < now() - lease_seconds
+        )
+        orphaned = and_(_in_progress, or_(_columns.owner.not_in(alive), forgotten))
         unstarted = and_(_in_queue, _columns.start_deadline <= now())
         async with self._transaction() as connection:
-            await _requeue(connection, orphaned, "the dispatcher's lease ended")
+            await _requeue(connection, orphaned, "the dispatcher lost hold of it")
             await connection.execute(delete(dispatchers).where(dispatchers.c.lease_until <= now()))
             await _end(connection, unstarted, Outcome.of(StartTimeout("The request did not start in time").failure()))
 
@@ -287,7 +306,7 @@ class RequestStore:
         try:
             async with self._engine.begin() as connection:
                 yield connection
-        except DBAPIError as error:
+        except STORE_AWAY as error:
             raise Unavailable("The request store cannot be written at the moment") from error
 
     @asynccontextmanager
@@ -295,7 +314,7 @@ class RequestStore:
         try:
             async with self._reader.connect() as connection:
                 yield connection
-        except DBAPIError as error:
+        except STORE_AWAY as error:
             raise Unavailable("The request store cannot be read at the moment") from error
 
 
@@ -305,7 +324,6 @@ def _row_of(new: NewRequest) -> dict[str, Any]:
     del values["input"]
     return {
         **values,
-        "id": str(uuid4()),
         "status": RequestStatus.IN_QUEUE,
         "attempt": 0,
         "cancel_requested": False,

@@ -69,6 +69,12 @@ Index(
     sqlite_where=requests.c.status == "IN_PROGRESS",
     postgresql_where=requests.c.status == "IN_PROGRESS",
 )
+Index(
+    "requests_with_deadline",
+    requests.c.start_deadline,
+    sqlite_where=(requests.c.status == "IN_QUEUE") & requests.c.start_deadline.is_not(None),
+    postgresql_where=(requests.c.status == "IN_QUEUE") & requests.c.start_deadline.is_not(None),
+)
 
 request_io = Table(
     "request_io",

@@ -33,6 +33,7 @@ STABLE_VIDEO = "fal-ai/stable-video"
 SVD = "fal-ai/svd"
 FAST = "fal-ai/fast-svd-lcm"
 TEXT_TO_VIDEO = "fal-ai/fast-svd-lcm/text-to-video"
+MODELS = tuple(id.replace("/", "--") for id in (STABLE_VIDEO, SVD, FAST))
 INPUT = {"image_url": "https://example.com/cat.png"}
 OUTPUT = {"image": {"url": f"{URL}/files/b/0/clip.mp4"}, "seed": 7}
 
@@ -68,11 +69,27 @@ class Gateway:
         """End an attempt well."""
         assert await self.store.complete(attempt, OWNER, Outcome(200, output, inference_seconds=3.5, gpu_seconds=3.0))
 
+    async def waiting(self, model: str = "fal-ai--svd") -> int:
+        """How many requests wait for a model."""
+        return len(await self.store.waiting(model))
+
+    async def sweep(self) -> None:
+        """End what did not start in time, as the dispatcher does now and then."""
+        await self.store.sweep(OWNER, [], lease_seconds=3600.0)
+
     async def status(self, request_id: str, endpoint: str = SVD, **query: str) -> dict[str, Any]:
         """The status of a request."""
         reply = await self.client.get(f"/queue/{endpoint}/requests/{request_id}/status", params=query)
         assert reply.status_code == 200, reply.text
         return dict(reply.json())
+
+
+class PatientTransport(httpx.ASGITransport):
+    """Fails a call that does not end, rather than waiting for it forever."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        async with asyncio.timeout(PATIENCE):
+            return await super().handle_async_request(request)
 
 
 def served_endpoints() -> dict[str, Endpoint]:
@@ -114,7 +131,7 @@ async def open_gateway(
         return not_ready
 
     app = create_api(endpoints, open_store, storage, KEY, URL, readiness)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    transport = PatientTransport(app, raise_app_exceptions=False)
     headers = {"authorization": f"Key {KEY}"}
     async with lifespan(app), httpx.AsyncClient(transport=transport, base_url=URL, headers=headers) as client:
         yield Gateway(app, client, store, storage)

@@ -13,6 +13,7 @@ from deployments.queue.store import BatchLimits
 from tests.gateway.conftest import (
     FAST,
     INPUT,
+    MODELS,
     OUTPUT,
     OWNER,
     STABLE_VIDEO,
@@ -229,7 +230,7 @@ async def test_an_unsupported_feature_fails_on_the_result(gateway: Gateway) -> N
 async def test_an_invalid_input_is_never_run(gateway: Gateway) -> None:
     await gateway.submit(json={})
 
-    assert await gateway.store.models_with_work() == set()
+    assert await gateway.store.models_with_work(MODELS) == set()
 
 
 # ---------------------------------------------------------------- status
@@ -544,7 +545,7 @@ async def test_a_malformed_start_timeout_is_a_bad_request(gateway: Gateway, seco
 async def test_a_request_that_did_not_start_in_time_is_the_callers_timeout(gateway: Gateway) -> None:
     request_id = await gateway.submit(headers={"x-fal-request-timeout": "0.11"})
     while (await gateway.status(request_id))["status"] != "COMPLETED":
-        await gateway.store.sweep()
+        await gateway.store.sweep("dispatcher", (), 10)
 
     reply = await gateway.client.get(f"/queue/{SVD}/requests/{request_id}")
     assert reply.status_code == 504

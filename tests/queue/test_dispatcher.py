@@ -223,7 +223,10 @@ async def test_stopped_dispatcher_gives_its_attempts_back_at_once(store: Request
     assert await store.waiting(MODEL) == [(request.priority, request.seq)]
 
 
-async def test_results_are_kept_through_a_store_that_is_away_for_a_while(store: RequestStore) -> None:
+@pytest.mark.parametrize("lease_seconds", [2.0, 0.2])
+async def test_results_are_kept_through_a_store_that_is_away_for_a_while(
+    store: RequestStore, lease_seconds: float
+) -> None:
     async def break_then_finish(attempts: list[Attempt]) -> AsyncIterator[Event]:
         async with store._transaction() as connection:
             await connection.exec_driver_sql("ALTER TABLE requests RENAME TO away")
@@ -236,10 +239,40 @@ async def test_results_are_kept_through_a_store_that_is_away_for_a_while(store: 
             await connection.exec_driver_sql("ALTER TABLE away RENAME TO requests")
 
     request = await store.submit(new_request())
-    async with running(store, FakeReplicas(break_then_finish)):
+    async with running(store, FakeReplicas(break_then_finish), lease_seconds=lease_seconds):
         await asyncio.sleep(0.8)
         final = await ended(store, request)
     assert (final.status_code, final.attempt) == (200, 1)
+
+
+async def test_request_is_run_again_after_a_fault_that_nobody_foresaw(store: RequestStore) -> None:
+    class Faulty(RequestStore):
+        faults = 1
+
+        async def complete(self, *args: Any) -> bool:
+            if self.faults:
+                self.faults -= 1
+                raise KeyError("a bug")
+            return await super().complete(*args)
+
+    request = await store.submit(new_request())
+    async with running(Faulty(store._engine), FakeReplicas(finish), lease_seconds=0.3):
+        assert (await ended(store, request)).status_code == 200
+
+
+async def test_killer_among_batch_mates_ends_alone(store: RequestStore) -> None:
+    killer, *mates = [await store.submit(new_request()) for _ in range(4)]
+
+    async def die_of_one(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        if any(attempt.request_id == killer.id for attempt in attempts):
+            raise ActorDiedError
+        async for event in finish(attempts):
+            yield event
+
+    async with running(store, FakeReplicas(die_of_one), batching={MODEL: {"max_batch_size": 4}}):
+        for mate in mates:
+            assert (await ended(store, mate)).status_code == 200
+        assert (await ended(store, killer)).error_type == "runner_disconnected"
 
 
 async def test_dead_loop_fails_the_health_check(store: RequestStore) -> None:

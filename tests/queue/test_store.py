@@ -61,7 +61,7 @@ async def test_batch_holds_only_compatible_requests_in_queue_order(store: Reques
     elsewhere = await store.submit(new_request(model="other"))
     assert [attempt.request_id for attempt in await store.claim(MODEL, "a", FOUR)] == [first.id, second.id]
     assert [attempt.request_id for attempt in await store.claim(MODEL, "a", FOUR)] == [other.id]
-    assert await store.models_with_work() == {elsewhere.model}
+    assert await store.models_with_work([MODEL, elsewhere.model]) == {elsewhere.model}
 
 
 @pytest.mark.parametrize(("pixel_frames", "size"), [(1000, 4), (4000, 2), (5000, 2), (9000, 1), (100_000, 1), (0, 4)])
@@ -95,7 +95,7 @@ async def test_stores_opened_at_once_migrate_once(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/queue.db"
     stores = await asyncio.gather(*(RequestStore.open(url) for _ in range(4)))
     for store in stores:
-        assert await store.models_with_work() == set()
+        assert await store.models_with_work([MODEL]) == set()
         await store.close()
 
 
@@ -197,11 +197,35 @@ async def test_sweep_requeues_what_an_expired_dispatcher_held_and_nothing_else(s
     stale = await claim_one(store, "dead")
     await claim_one(store, "alive")
     await expire_lease(store, "dead")
-    await store.sweep()
+    await store.sweep("me", (), 10)
     assert await store.waiting(MODEL) == [(held.priority, held.seq)]
     still = await store.get(mine.id)
     assert still and still.status == RequestStatus.IN_PROGRESS
     assert not await store.complete(stale, "dead", Outcome(200, {}))
+
+
+async def test_sweep_requeues_what_its_owner_does_not_know_of_after_a_lease(store: RequestStore) -> None:
+    known, forgotten = [await store.submit(new_request()) for _ in range(2)]
+    for _ in range(2):
+        await claim_one(store, "a")
+    await store.sweep("a", {known.id}, lease_seconds=10)
+    assert await store.waiting(MODEL) == []
+    await store.sweep("a", {known.id}, lease_seconds=-1)
+    assert await store.waiting(MODEL) == [(forgotten.priority, forgotten.seq)]
+
+
+async def test_request_that_was_lost_once_runs_alone(store: RequestStore) -> None:
+    suspect, *others = [await store.submit(new_request()) for _ in range(4)]
+    await store.lose(await claim_one(store), "a", "gone")
+    assert [attempt.request_id for attempt in await store.claim(MODEL, "a", FOUR)] == [suspect.id]
+    assert [attempt.request_id for attempt in await store.claim(MODEL, "a", FOUR)] == [other.id for other in others]
+
+
+async def test_request_that_was_lost_once_does_not_join_a_batch(store: RequestStore) -> None:
+    await store.submit(new_request(priority=Priority.LOW))
+    await store.lose(await claim_one(store), "a", "gone")
+    fresh = [await store.submit(new_request()) for _ in range(2)]
+    assert [attempt.request_id for attempt in await store.claim(MODEL, "a", FOUR)] == [each.id for each in fresh]
 
 
 async def test_heartbeat_keeps_a_lease_through_a_sweep(store: RequestStore) -> None:
@@ -209,7 +233,7 @@ async def test_heartbeat_keeps_a_lease_through_a_sweep(store: RequestStore) -> N
     attempt = await claim_one(store, "a")
     await expire_lease(store, "a")
     await store.heartbeat("a", 10)
-    await store.sweep()
+    await store.sweep("me", (), 10)
     assert await store.complete(attempt, "a", Outcome(200, {}))
 
 
@@ -224,7 +248,7 @@ async def test_request_that_does_not_start_in_its_callers_time_ends_with_504(sto
     late = await store.submit(new_request(start_timeout=-1))
     patient = await store.submit(new_request(start_timeout=100))
     assert (await claim_one(store)).request_id == patient.id
-    await store.sweep()
+    await store.sweep("me", (), 10)
     ended = await store.get(late.id)
     assert ended and (ended.status_code, ended.error_type) == (504, "startup_timeout")
 

@@ -36,11 +36,12 @@ def upgrade() -> None:
         sa.Column("inference_seconds", sa.Float, comment="Wall time of the attempt that ended the request"),
         sa.Column("gpu_seconds", sa.Float, comment="This request's share of its batch's time on the device"),
     )
-    for name, columns, status in (
-        ("requests_waiting", ["model", "priority", "seq"], "IN_QUEUE"),
-        ("requests_running", ["owner"], "IN_PROGRESS"),
+    for name, columns, condition in (
+        ("requests_waiting", ["model", "priority", "seq"], "status = 'IN_QUEUE'"),
+        ("requests_running", ["owner"], "status = 'IN_PROGRESS'"),
+        ("requests_with_deadline", ["start_deadline"], "status = 'IN_QUEUE' AND start_deadline IS NOT NULL"),
     ):
-        where = sa.text(f"status = '{status}'")
+        where = sa.text(condition)
         op.create_index(name, "requests", columns, sqlite_where=where, postgresql_where=where)
     op.create_table(
         "request_io",
