@@ -78,7 +78,7 @@ class Settings(BaseSettings):
 
 def _kept_key(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     draft.touch(mode=0o600)
     draft.write_text(f"{secrets.token_hex(8)}:{secrets.token_hex(16)}\n")
     try:

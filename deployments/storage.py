@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 import os
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,9 @@ class FileStorage:
 
     def key_of(self, url: str) -> str | None:
         """The key behind a URL of ours, or None for anybody else's."""
-        return unquote(url[len(self._base) :]) if url.startswith(self._base) else None
+        if not url.startswith(self._base):
+            return None
+        return unquote(re.split("[?#]", url[len(self._base) :])[0])
 
 
 def _sync_to_disk(path: Path) -> None:

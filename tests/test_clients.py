@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,6 +173,27 @@ async def test_async_client_works_too(fal: fal_client.SyncClient, server: Server
     results = await asyncio.gather(*(client.subscribe("fal-ai/fast-svd-lcm", arguments=arguments) for _ in range(3)))
     await (await client._client).aclose()
     assert len({result["video"]["url"] for result in results}) == 3
+
+
+README_BLOCKS = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("language", "program"), [("python", [sys.executable, "-c"]), ("js", ["node"]), ("", ["sh", "-c"])]
+)
+def test_readme_calls_work_as_they_stand(server: Server, tmp_path: Path, language: str, program: list[str]) -> None:
+    (text,) = [text for kind, text in README_BLOCKS if kind == language and "ID:SECRET" in text]
+    text = text.replace("http://127.0.0.1:8000", server.url).replace("ID:SECRET", server.key)
+    text = text.replace("picture.jpg", str(SAMPLE))
+    if language == "js":
+        need("node")
+        (tmp_path / "node_modules").symlink_to(ROOT / "tests" / "js" / "node_modules")
+        script = tmp_path / "readme.mjs"
+        script.write_text(text)
+        text = str(script)
+    done = subprocess.run([*program, text], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"{server.url}/files/b/" in done.stdout
 
 
 def javascript(server: Server, scenario: str) -> Any:

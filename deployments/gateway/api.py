@@ -36,7 +36,7 @@ CORS: dict[str, Any] = {
     "allow_origins": ["*"],
     "allow_methods": ["GET", "POST", "PUT", "DELETE", "OPTIONS"],
     "allow_headers": ["*"],
-    "expose_headers": [wire.REQUEST_ID, wire.TIMEOUT_TYPE, wire.ERROR_TYPE, "etag"],
+    "expose_headers": [wire.REQUEST_ID, wire.TIMEOUT_TYPE, wire.ERROR_TYPE, wire.BILLABLE_UNITS, "etag"],
 }
 """Any page may call: callers carry a key, never a cookie."""
 

@@ -57,7 +57,7 @@ def _headers(key: str, stat: Stat) -> dict[str, str]:
 
 def _asked_range(request: Request, stat: Stat) -> tuple[str, str] | None:
     """First and last byte as the Range header writes them; None where all of the file is to be sent."""
-    match = _RANGE.fullmatch(request.headers.get("range", ""))
+    match = _RANGE.fullmatch(request.headers.get("range", "") if request.method == "GET" else "")
     if not match or not any(match.groups()) or request.headers.get("if-range", stat.etag) != stat.etag:
         return None
     first, last = match.groups()

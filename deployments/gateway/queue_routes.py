@@ -66,8 +66,10 @@ def queue_router(service: Service) -> APIRouter:
         if request is None:
             raise NotFound("Request not found")
         if request.status != RequestStatus.COMPLETED:
-            raise StillInProgress("Request is still in progress")
-        return wire.result_response(request, await service.store.output(request_id))
+            early = wire.error_response(StillInProgress("Request is still in progress"))
+            early.headers[wire.REQUEST_ID] = request_id
+            return early
+        return await service.result(request)
 
     @router.post("/{path:path}")
     async def submit(path: str, request: Request, caller: Caller = authenticated) -> Response:

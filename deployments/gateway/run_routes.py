@@ -6,7 +6,6 @@ import asyncio
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from deployments.gateway import wire
 from deployments.gateway.auth import Caller
 from deployments.gateway.service import Service
 from deployments.gateway.submission import new_request, read_json
@@ -30,6 +29,6 @@ def run_router(service: Service) -> APIRouter:
             raise
         ended = await service.store.get(row.id)
         assert ended is not None
-        return wire.result_response(ended, await service.store.output(row.id))
+        return await service.result(ended)
 
     return router

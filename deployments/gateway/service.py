@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fastapi import Response
+
 from deployments.errors import NotFound
 from deployments.gateway.auth import Authenticator, Caller
-from deployments.gateway.wire import request_urls
+from deployments.gateway.wire import request_urls, result_response
 from deployments.models.base import Endpoint
 from deployments.queue.request import InferenceRequest
 from deployments.queue.store import RequestStore
@@ -47,6 +49,12 @@ class Service:
         if request is None or request.key_id != caller.key_id:
             return None
         return request if path in (request.endpoint, app_of(request)) else None
+
+    async def result(self, request: InferenceRequest) -> Response:
+        """How a completed request ended."""
+        endpoint = self.endpoints.get(request.endpoint)  # results outlive an endpoint that is no longer served
+        units = endpoint.billable_units(request.gpu_seconds or 0.0) if endpoint else 0.0
+        return result_response(request, await self.store.output(request.id), units)
 
     def urls(self, request: InferenceRequest) -> dict[str, str]:
         """Where to follow a request."""

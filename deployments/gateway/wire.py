@@ -13,6 +13,7 @@ from deployments.queue.request import InferenceRequest, LogLine, RequestStatus
 
 REQUEST_ID = "x-fal-request-id"
 ERROR_TYPE = "x-fal-error-type"
+BILLABLE_UNITS = "x-fal-billable-units"
 TIMEOUT_TYPE = "x-fal-request-timeout-type"
 
 
@@ -49,24 +50,29 @@ def status_body(
     return body
 
 
-def result_response(request: InferenceRequest, body: Any) -> JSONResponse:
-    """The result of a completed request: the model's output, or the error that ended it."""
-    headers = {REQUEST_ID: request.id}
-    if request.error_type and "error_type" in body:
-        headers |= _error_headers(request.error_type)
-    return JSONResponse(body, request.status_code or 200, headers)
+def result_response(request: InferenceRequest, body: Any, units: float) -> JSONResponse:
+    """The result of a completed request: the model's output with what it bills, or the error that ended it."""
+    if request.error_type:
+        headers = _error_headers(request.error_type if "error_type" in body else None)
+    else:
+        headers = {BILLABLE_UNITS: f"{units:g}"}
+    return JSONResponse(body, request.status_code or 200, {REQUEST_ID: request.id, **headers})
 
 
 def error_response(error: ServingError) -> JSONResponse:
     """A failure of this HTTP request itself."""
-    headers = _error_headers(error.type) if isinstance(error, PlatformError) else {}
+    headers = _error_headers(error.type if isinstance(error, PlatformError) else None)
     if error.status == 401:
         headers["www-authenticate"] = "Key"
     return JSONResponse(error.body(), error.status, headers)
 
 
-def _error_headers(error_type: str) -> dict[str, str]:
-    headers = {ERROR_TYPE: error_type}
+def _error_headers(error_type: str | None) -> dict[str, str]:
+    """Headers of a failure: the platform's with its type, or, without, a model's own, which no retry mends."""
+    headers = {BILLABLE_UNITS: "0"}
+    if error_type is None:
+        return headers | {"x-fal-needs-retry": "0", "x-fal-retryable": "false"}
+    headers[ERROR_TYPE] = error_type
     if error_type == StartTimeout.type:
         headers[TIMEOUT_TYPE] = "user"  # the clients do not retry a deadline that their caller set
     return headers

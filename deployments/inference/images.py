@@ -13,6 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 import httpx
 from PIL import Image, ImageOps
+from PIL.ExifTags import Base
 from ssrfguard import Policy, SSRFGuardError
 from ssrfguard.httpx import AsyncClient
 
@@ -34,6 +35,17 @@ MIN_SIDE = 16
 FETCH_SECONDS = 30.0
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 LOC = ("body", "image_url")
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns each orientation of the Exif standard upright. Pillow's own helper fails on files with a broken tag."""
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's limit; ours is checked on the header, and names itself
 
@@ -113,7 +125,9 @@ def open_picture(data: bytes) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(picture.width, picture.height)
-        return _to_rgb(ImageOps.exif_transpose(picture))
+        picture.load()  # TIFF turns itself upright here, and forgets that it was turned
+        orientation = picture.getexif().get(Base.Orientation)
+        return _to_rgb(picture.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else picture)
     except ServingError:
         raise
     except Exception as error:  # a decoder may raise anything at all on broken bytes
@@ -155,7 +169,7 @@ def _decode_data_uri(uri: str) -> bytes:
         if not comma:
             raise ValueError("no comma")
         raw = unquote_to_bytes(payload)
-        return base64.b64decode(raw, validate=True) if header.lower().endswith(";base64") else raw
+        return base64.b64decode(b"".join(raw.split()), validate=True) if header.lower().endswith(";base64") else raw
     except (ValueError, binascii.Error) as error:
         raise ImageLoadError("The data URI cannot be decoded", LOC) from error
 

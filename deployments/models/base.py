@@ -197,6 +197,10 @@ class Endpoint(ABC):
         """The deployment that this endpoint's requests wait for."""
         return self.video_endpoint.replace("/", "--")
 
+    def billable_units(self, gpu_seconds: float) -> float:
+        """How many of fal's units for this endpoint a clip is: one, where the unit is a video."""
+        return 1.0
+
     @abstractmethod
     def plan(self, input: VideoInput) -> Plan:
         """What a batch with this input must have in common."""

@@ -40,6 +40,10 @@ class SVD(VideoModel):
                 raise FeatureNotSupported(f"{field} is not supported by this server yet", ("body", field))
         return super().plan(input)
 
+    def billable_units(self, gpu_seconds: float) -> float:
+        """Fal's unit for this endpoint is a compute second."""
+        return gpu_seconds
+
     def steps(self, input: VideoInput) -> int:  # noqa: D102
         assert isinstance(input, SVDInput)
         return input.steps

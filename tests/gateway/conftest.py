@@ -33,7 +33,6 @@ STABLE_VIDEO = "fal-ai/stable-video"
 SVD = "fal-ai/svd"
 FAST = "fal-ai/fast-svd-lcm"
 TEXT_TO_VIDEO = "fal-ai/fast-svd-lcm/text-to-video"
-MODELS = tuple(id.replace("/", "--") for id in (STABLE_VIDEO, SVD, FAST))
 INPUT = {"image_url": "https://example.com/cat.png"}
 OUTPUT = {"image": {"url": f"{URL}/files/b/0/clip.mp4"}, "seed": 7}
 

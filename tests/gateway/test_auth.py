@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gateway.conftest import INPUT, MODELS, SVD, Gateway
+from tests.gateway.conftest import INPUT, SVD, Gateway
 
 FORMAT = "Invalid Authorization header format. Expected 'Key <key_id>:<key_secret>'."
 NOBODY = "No user found for Key ID and Secret"
@@ -117,7 +117,7 @@ async def test_every_route_of_a_request_wants_the_key_before_it_says_anything(
 async def test_a_refused_caller_leaves_nothing_in_the_queue(gateway: Gateway) -> None:
     await submit(gateway, "Key id:wrong")
 
-    assert await gateway.store.models_with_work(MODELS) == set()
+    assert await gateway.waiting() == 0
 
 
 async def test_a_wrong_key_is_never_logged(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,18 +2,19 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 from uuid import UUID
 
 import pytest
 
+from deployments.gateway.submission import MAX_BODY_BYTES
 from deployments.queue.request import LogLine, Priority
 from deployments.queue.store import BatchLimits
 from tests.gateway.conftest import (
     FAST,
     INPUT,
-    MODELS,
     OUTPUT,
     OWNER,
     STABLE_VIDEO,
@@ -37,7 +38,7 @@ async def submit_text(gateway: Gateway, body: bytes) -> dict[str, Any]:
     reply = await gateway.client.post(f"/queue/{SVD}", content=body, headers={"content-type": "application/json"})
     assert reply.status_code == 422, reply.text
     [detail] = reply.json()["detail"]
-    assert await gateway.store.waiting("fal-ai--svd") == []
+    assert await gateway.waiting() == 0
     return dict(detail)
 
 
@@ -118,7 +119,7 @@ async def test_a_webhook_is_refused_before_anything_is_accepted(gateway: Gateway
     assert reply.status_code == 400
     assert reply.json()["error_type"] == "bad_request"
     assert "fal_webhook" in reply.json()["detail"]
-    assert await gateway.store.waiting("fal-ai--svd") == []
+    assert await gateway.waiting() == 0
 
 
 # ---------------------------------------------------------------- bad bodies
@@ -227,10 +228,33 @@ async def test_an_unsupported_feature_fails_on_the_result(gateway: Gateway) -> N
     assert reply.json()["detail"][0]["loc"] == ["body", "mask_image_url"]
 
 
+async def test_a_long_invalid_input_fails_as_a_short_one_does(gateway: Gateway) -> None:
+    request_id = await gateway.submit(json={"image_url": "x" * 1_000_000, "steps": 0})
+
+    [detail] = (await gateway.client.get(f"/queue/{SVD}/requests/{request_id}")).json()["detail"]
+    assert (detail["loc"], detail["type"]) == (["body", "steps"], "greater_than_equal")
+
+
+@pytest.mark.parametrize("path", [f"/queue/{SVD}", f"/{SVD}"])
+async def test_a_body_beyond_the_limit_is_refused_before_it_has_all_been_read(gateway: Gateway, path: str) -> None:
+    sent = 0
+
+    async def pour() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while sent < 10 * MAX_BODY_BYTES:
+            yield bytes(2**20)
+            sent += 2**20
+
+    reply = await gateway.client.post(path, content=pour())
+    assert (reply.status_code, reply.json()["error_type"]) == (413, "bad_request")
+    assert sent < 2 * MAX_BODY_BYTES
+    assert await gateway.waiting() == 0
+
+
 async def test_an_invalid_input_is_never_run(gateway: Gateway) -> None:
     await gateway.submit(json={})
 
-    assert await gateway.store.models_with_work(MODELS) == set()
+    assert await gateway.waiting() == 0
 
 
 # ---------------------------------------------------------------- status
@@ -449,7 +473,7 @@ async def test_a_queued_request_is_cancelled_at_once(gateway: Gateway) -> None:
     request_id = await gateway.submit()
 
     assert await cancel(gateway, request_id) == (202, {"status": "CANCELLATION_REQUESTED"})
-    assert await gateway.store.waiting("fal-ai--svd") == []
+    assert await gateway.waiting() == 0
     await expect_cancelled(gateway, request_id)
 
 
@@ -506,7 +530,7 @@ async def test_a_queue_longer_than_the_caller_accepts_refuses_the_request(gatewa
     reply = await gateway.client.post(f"/queue/{SVD}?fal_max_queue_length=2", json=INPUT)
     assert reply.status_code == 429
     assert reply.json()["error_type"] == reply.headers["x-fal-error-type"] == "queue_full"
-    assert len(await gateway.store.waiting("fal-ai--svd")) == 3
+    assert await gateway.waiting() == 3
 
 
 async def test_a_queue_as_long_as_the_caller_accepts_takes_the_request(gateway: Gateway) -> None:
@@ -539,13 +563,13 @@ async def test_a_malformed_start_timeout_is_a_bad_request(gateway: Gateway, seco
 
     assert reply.status_code == 400
     assert reply.json()["error_type"] == reply.headers["x-fal-error-type"] == "bad_request"
-    assert await gateway.store.waiting("fal-ai--svd") == []
+    assert await gateway.waiting() == 0
 
 
 async def test_a_request_that_did_not_start_in_time_is_the_callers_timeout(gateway: Gateway) -> None:
     request_id = await gateway.submit(headers={"x-fal-request-timeout": "0.11"})
     while (await gateway.status(request_id))["status"] != "COMPLETED":
-        await gateway.store.sweep("dispatcher", (), 10)
+        await gateway.sweep()
 
     reply = await gateway.client.get(f"/queue/{SVD}/requests/{request_id}")
     assert reply.status_code == 504
@@ -620,3 +644,30 @@ async def test_a_stream_whose_reader_leaves_ends_without_harm(gateway: Gateway) 
     async with aclosing(messages(gateway.app, f"/queue/{SVD}/requests/{request_id}/status/stream")) as sent:
         assert (await anext(sent))["type"] == "http.response.start"
     assert (await gateway.status(request_id))["status"] == "IN_QUEUE"
+
+
+@pytest.mark.parametrize(("endpoint", "units"), [(SVD, "3"), (STABLE_VIDEO, "1"), (FAST, "1")])
+async def test_a_result_says_what_it_bills(gateway: Gateway, endpoint: str, units: str) -> None:
+    submitted = (await gateway.client.post(f"/queue/{endpoint}", json=INPUT)).json()
+    await gateway.finish(await gateway.claim(endpoint.replace("/", "--")))
+
+    reply = await gateway.client.get(submitted["response_url"])
+
+    assert reply.headers["x-fal-billable-units"] == units
+
+
+async def test_a_refused_input_bills_nothing_and_is_not_to_be_retried(gateway: Gateway) -> None:
+    submitted = (await gateway.client.post(f"/queue/{SVD}", json={})).json()
+
+    reply = await gateway.client.get(submitted["response_url"])
+
+    names = ("x-fal-billable-units", "x-fal-needs-retry", "x-fal-retryable")
+    assert [reply.headers[name] for name in names] == ["0", "0", "false"]
+
+
+async def test_an_early_result_carries_its_own_request_id(gateway: Gateway) -> None:
+    submitted = (await gateway.client.post(f"/queue/{SVD}", json=INPUT)).json()
+
+    reply = await gateway.client.get(submitted["response_url"])
+
+    assert (reply.status_code, reply.headers["x-fal-request-id"]) == (400, submitted["request_id"])

@@ -9,7 +9,7 @@ import pytest
 
 from deployments.errors import RunnerServerError
 from deployments.queue.store import Outcome
-from tests.gateway.conftest import FAST, INPUT, MODELS, OUTPUT, OWNER, STABLE_VIDEO, SVD, TEXT_TO_VIDEO, Gateway
+from tests.gateway.conftest import FAST, INPUT, OUTPUT, OWNER, STABLE_VIDEO, SVD, TEXT_TO_VIDEO, Gateway
 
 
 def run(gateway: Gateway, endpoint: str = SVD, **options: Any) -> asyncio.Task[httpx.Response]:
@@ -160,7 +160,7 @@ async def test_a_run_is_not_retried(gateway: Gateway) -> None:
 async def test_a_run_that_does_not_start_in_time_is_the_callers_timeout(gateway: Gateway) -> None:
     running = run(gateway, headers={"x-fal-request-timeout": "0.11"})
     while not running.done():
-        await gateway.store.sweep("dispatcher", (), 10)
+        await gateway.sweep()
         await asyncio.sleep(0.02)
 
     reply = await running
@@ -170,11 +170,11 @@ async def test_a_run_that_does_not_start_in_time_is_the_callers_timeout(gateway:
 
 async def test_a_caller_who_goes_away_cancels_a_queued_run(gateway: Gateway) -> None:
     running = run(gateway)
-    while not await gateway.store.models_with_work(MODELS):
+    while not await gateway.waiting():
         await asyncio.sleep(0.01)
     await leave(running)
 
-    assert await gateway.store.models_with_work(MODELS) == set()
+    assert await gateway.waiting() == 0
 
 
 async def test_a_caller_who_goes_away_stops_a_running_run(gateway: Gateway) -> None:

@@ -261,6 +261,22 @@ async def test_a_download_carries_nothing_of_ours(pictures: PictureSource, web: 
     assert not {"authorization", "cookie"} & headers.keys()
 
 
+async def test_a_cookie_of_one_download_is_not_sent_with_the_next(pictures: PictureSource, web: WebServer) -> None:
+    sent: list[str | None] = []
+
+    def record(handler: BaseHTTPRequestHandler) -> None:
+        sent.append(handler.headers.get("cookie"))
+        handler.send_response(200)
+        handler.send_header("set-cookie", "caller=1; Path=/")
+        handler.end_headers()
+        handler.wfile.write(PNG)
+
+    url = web.answer("/cat", record)
+    await pictures.get(url)
+    await pictures.get(url)
+    assert sent == [None, None]
+
+
 # ---------------------------------------------------------------- addresses
 
 
@@ -662,3 +678,20 @@ def test_a_fitted_picture_is_not_stretched() -> None:
 
     fitted = fit(wide, [Size(100, 100)])
     assert near(fitted.getpixel((2, 50)), fitted.getpixel((50, 2)), 4)  # type: ignore[arg-type]
+
+
+def test_a_picture_with_a_broken_exif_tag_is_read_and_turned() -> None:
+    entries = struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack(
+        "<HHI4s", 0x011A, 2, 4, b"abc\0"
+    )  # text as resolution
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(buffer, "JPEG", exif=exif)
+
+    assert open_picture(buffer.getvalue()).size == (20, 40)
+
+
+def test_base64_may_be_broken_into_lines() -> None:
+    data = image_bytes(Image.new("RGB", (32, 32)), "PNG")
+
+    assert images._decode_data_uri("data:image/png;base64," + base64.encodebytes(data).decode()) == data
