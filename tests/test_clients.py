@@ -85,6 +85,18 @@ def test_same_seed_gives_the_same_file_and_another_seed_another(fal: fal_client.
     assert clip("a", 5) == clip("b", 5) != clip("c", 6)
 
 
+def test_a_clip_is_the_same_file_alone_and_in_a_batch(
+    fal: fal_client.SyncClient, server: Server, tmp_path: Path
+) -> None:
+    arguments = INPUTS["fal-ai/fast-svd-lcm"]
+    alone = fal.run("fal-ai/fast-svd-lcm", arguments=arguments | {"seed": 1})
+    inputs = [arguments | {"seed": seed, "motion_bucket_id": 127 if seed == 1 else 200} for seed in (2, 3, 1, 4, 1)]
+    handles = [fal.submit("fal-ai/fast-svd-lcm", arguments=each) for each in inputs]
+    clips = [httpx.get(handle.get()["video"]["url"]).content for handle in handles]
+    assert clips[2] == clips[4] == httpx.get(alone["video"]["url"]).content
+    assert len(set(clips)) == 4
+
+
 def test_run_answers_on_one_connection(fal: fal_client.SyncClient) -> None:
     assert "image" in fal.run("fal-ai/svd", arguments=INPUTS["fal-ai/svd"])
 

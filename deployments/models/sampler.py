@@ -95,6 +95,7 @@ class SVDSampler:
         normalisation: How the image encoder wants its pictures.
         decode_chunk: Frames the VAE decodes together. It changes the pixels slightly, so it is fixed for a sampler and
             never follows the load.
+        batched: Whether one call of the UNet serves a whole batch, or each clip has a call of its own.
     """
 
     def __init__(
@@ -104,12 +105,14 @@ class SVDSampler:
         image_encoder: CLIPVisionModelWithProjection,
         normalisation: ClipNormalisation,
         decode_chunk: int = FRAMES,
+        batched: bool = True,
     ) -> None:
         self.unet = unet
         self.vae = vae
         self.image_encoder = image_encoder
         self.normalisation = normalisation
         self.decode_chunk = decode_chunk
+        self.batched = batched
         self.device: torch.device = unet.device
 
     @classmethod
@@ -121,8 +124,8 @@ class SVDSampler:
         Args:
             weights: A directory, or the id of a Hugging Face repository.
             revision: Commit of the repository; give one, so that what is served cannot change under you.
-            device: ``cpu`` computes in float32. ``cuda`` computes the UNet, the image encoder and the VAE's decoder in
-                bfloat16; its encoder stays in float32, because every frame is conditioned on what it says.
+            device: ``cpu`` computes in float32, clip by clip. ``cuda`` computes the UNet, the image encoder and the
+                VAE's decoder in bfloat16; the VAE's encoder stays in float32, because every frame is conditioned on it.
             decode_chunk: Frames decoded together; by default the whole clip on a CPU, CUDA_DECODE_CHUNK on a GPU.
 
         Raises:
@@ -151,6 +154,7 @@ class SVDSampler:
             image_encoder=encoder.to(device).eval(),
             normalisation=_read_normalisation(weights, revision, encoder.config.image_size),
             decode_chunk=decode_chunk or (FRAMES if on_cpu else CUDA_DECODE_CHUNK),
+            batched=not on_cpu,  # a CPU gains nothing from it
         )
 
     @property
@@ -245,7 +249,18 @@ class SVDSampler:
         return embedding.float()
 
     def _velocity(self, batch: Batch, schedule: Schedule, index: int, guidance: tuple[float, float]) -> torch.Tensor:
-        """What the network makes of the batch, guided away from what it would do without a picture; [B, F, C, h, w]."""
+        """What the network makes of the batch; [B, F, C, h, w].
+
+        Kernels round differently by the size of a batch, so only clip by clip is a clip the same bit for bit whatever
+        it shares a batch with.
+        """
+        import torch
+
+        calls = [batch] if self.batched else [batch.narrow((member,)) for member in batch.members]
+        return torch.cat([self._guided(call, schedule, index, guidance) for call in calls])
+
+    def _guided(self, batch: Batch, schedule: Schedule, index: int, guidance: tuple[float, float]) -> torch.Tensor:
+        """One call's velocities, guided away from what the network would do without a picture."""
         import torch
 
         latents = batch.latents * schedule.input_scale(index)

@@ -45,7 +45,10 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def sampler() -> SVDSampler:
-    return SVDSampler.load(str(WEIGHTS))
+    """A sampler that batches, as on a GPU."""
+    sampler = SVDSampler.load(str(WEIGHTS))
+    sampler.batched = True
+    return sampler
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +170,16 @@ def test_dropping_a_member_does_not_change_the_others(
     assert partial.keys() == {0, 2}
     for index, frames in partial.items():
         assert_same(frames, whole[index], 1e-5)
+
+
+@pytest.mark.parametrize(("schedule", "guidance"), [(euler_schedule(3), GUIDED), (lcm_schedule(3), UNGUIDED)])
+def test_on_a_cpu_a_clip_is_the_same_bit_for_bit_in_any_batch(
+    schedule: Schedule, guidance: tuple[float, float]
+) -> None:
+    sampler = SVDSampler.load(str(WEIGHTS))
+    together = sampler.denoise(CLIPS, schedule, guidance, keep_all)
+    for index, clip in enumerate(CLIPS):
+        assert torch.equal(together[index], sampler.denoise([clip], schedule, guidance, keep_all)[0])
 
 
 def test_sample_answers_none_for_a_dropped_clip(sampler: SVDSampler) -> None:
