@@ -97,23 +97,24 @@ def _serve(options: argparse.Namespace) -> int:
 
     import ray
 
+    failure = None
     try:
         signal.signal(signal.SIGTERM, _exit)
         ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
         signal.signal(signal.SIGTERM, _exit)  # again: Ray has put its own in place, which aborts
         _deploy(config)
         failure = _wait_until_ready(f"http://{_reachable(options.host)}:{options.port}")
-        if failure:
-            return _complain(failure)
-        print(_banner(settings, sample.url), flush=True)
-        while True:
+        if not failure:
+            print(_banner(settings, sample.url), flush=True)
+        while not failure:
             signal.pause()
     except (KeyboardInterrupt, SystemExit):
-        return 0
+        pass
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # stopping has begun; impatience must not leave half of it running
         _stop()
+    return _complain(failure) if failure else 0
 
 
 def _port_problem(host: str, port: int) -> str | None:
@@ -199,13 +200,24 @@ def _wait_until_ready(url: str) -> str | None:
     while not is_ready(url):
         for name, application in serve.status().applications.items():
             if application.status == ApplicationStatus.DEPLOY_FAILED:
-                return f"{name} could not be deployed: {application.message.strip().splitlines()[-1]}"
+                return _why_failed(name, application)
             if time.monotonic() > say_again:
                 waiting = [name for name, each in application.deployments.items() if each.status != "HEALTHY"]
                 print(f"Waiting for {', '.join(waiting) or name}. Are there GPUs and CPUs enough?", flush=True)
                 say_again = time.monotonic() + PATIENCE_SECONDS
         time.sleep(0.25)
     return None
+
+
+def _why_failed(name: str, application: Any) -> str:
+    """The last line of what Serve says of each deployment that failed, or of the application."""
+    failed = {other: each.message for other, each in application.deployments.items() if each.status == "DEPLOY_FAILED"}
+    messages = failed or {name: application.message}
+    return "; ".join(f"{name} could not be deployed: {_last_line(text)}" for name, text in messages.items())
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]
 
 
 def is_ready(url: str) -> bool:

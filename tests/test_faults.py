@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import yaml
 
 from tests.conftest import ROOT, Server, free_port, serve_command, start_server, stop_server
 
@@ -98,6 +99,23 @@ def test_signal_ends_the_whole_process_tree(tmp_path: Path, number: signal.Signa
     _, alive = psutil.wait_procs(tree, timeout=5)
     assert not alive, [process.cmdline() for process in alive]
     assert "Traceback" not in server.log.read_text()
+
+
+def test_missing_weights_stop_the_start_and_are_named(tmp_path: Path) -> None:
+    document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    (application,) = document["applications"]
+    endpoint = application["args"]["endpoints"]["fal-ai/svd"]
+    application["args"]["endpoints"] = {"fal-ai/svd": endpoint | {"weights": "/nowhere/at/all"}}
+    application["deployments"] = [
+        each for each in application["deployments"] if each["name"] in ("Gateway", "fal-ai--svd")
+    ]
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(document))
+    command = serve_command("--data-dir", str(tmp_path), "--config", str(config), "--port", str(free_port()))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("svd-serve: fal-ai--svd could not be deployed:") and "/nowhere/at/all" in last
 
 
 def test_signal_during_the_start_ends_it_and_starts_nothing(tmp_path: Path) -> None:
