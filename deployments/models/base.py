@@ -211,17 +211,22 @@ class Endpoint(ABC):
 
 
 class VideoModel(Endpoint):
-    """An endpoint with an SVD checkpoint of its own."""
+    """An endpoint with an SVD checkpoint of its own.
+
+    ``guidance`` is that of the first and of the last frame: from 1 to 3, as diffusers has it for this checkpoint.
+    """
 
     Config: ClassVar[type[EndpointConfig]] = VideoConfig
-    guidance: ClassVar[tuple[float, float]]
+    guidance: ClassVar[tuple[float, float]] = (1.0, 3.0)
     config: VideoConfig
     _sampler: SVDSampler
 
     @staticmethod
-    @abstractmethod
     def schedule(steps: int) -> Schedule:
-        """The noise levels of ``steps`` steps, and how to take one."""
+        """The noise levels of ``steps`` steps, and how to take one: SVD's own, unless a distilled model has others."""
+        from deployments.models.schedules import euler_schedule
+
+        return euler_schedule(steps)
 
     @abstractmethod
     def steps(self, input: VideoInput) -> int:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from deployments.models.base import ImageToVideoInput, VideoInput, VideoModel
-
-if TYPE_CHECKING:
-    from deployments.models.schedules import Schedule
 
 
 class StableVideoInput(ImageToVideoInput):
@@ -19,17 +16,10 @@ class StableVideoInput(ImageToVideoInput):
 
 
 class StableVideo(VideoModel):
-    """Stable Video Diffusion XT with per-frame guidance from 1 to 3 (diffusers' defaults for this checkpoint)."""
+    """Stable Video Diffusion XT."""
 
     Input: ClassVar[type[VideoInput]] = StableVideoInput
     title = "Stable Video"
-    guidance = (1.0, 3.0)
 
     def steps(self, input: VideoInput) -> int:  # noqa: D102
         return 25
-
-    @staticmethod
-    def schedule(steps: int) -> Schedule:  # noqa: D102
-        from deployments.models.schedules import euler_schedule
-
-        return euler_schedule(steps)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from deployments.errors import FeatureNotSupported
 from deployments.models.base import ImageToVideoInput, Plan, VideoInput, VideoModel
-
-if TYPE_CHECKING:
-    from deployments.models.schedules import Schedule
 
 
 class SVDInput(ImageToVideoInput):
@@ -22,12 +19,11 @@ class SVDInput(ImageToVideoInput):
 
 
 class SVD(VideoModel):
-    """Stable Video Diffusion XT with per-frame guidance from 1 to 3."""
+    """Stable Video Diffusion XT."""
 
     Input: ClassVar[type[VideoInput]] = SVDInput
     title = "Stable Video Diffusion"
     result_key = "image"
-    guidance = (1.0, 3.0)
 
     def plan(self, input: VideoInput) -> Plan:
         """As every video model's.
@@ -47,9 +43,3 @@ class SVD(VideoModel):
     def steps(self, input: VideoInput) -> int:  # noqa: D102
         assert isinstance(input, SVDInput)
         return input.steps
-
-    @staticmethod
-    def schedule(steps: int) -> Schedule:  # noqa: D102
-        from deployments.models.schedules import euler_schedule
-
-        return euler_schedule(steps)
