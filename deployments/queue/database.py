@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-SQLITE_BUSY_MS = 10_000
+SQLITE_BUSY_SECONDS = 10
 MIGRATION_LOCK = 0x5BD5E47E
 """Any number, as long as nobody else's lock has it. SQLite needs none: its transactions write one at a time."""
 
@@ -32,6 +36,8 @@ def open_engine(url: str) -> AsyncEngine:
 
 async def migrate(engine: AsyncEngine) -> None:
     """Bring the schema to the newest version. Safe to call from several processes at once."""
+    if engine.dialect.name == "sqlite":
+        await asyncio.to_thread(_switch_to_wal, str(engine.url.database))
     async with engine.begin() as connection:
         await connection.run_sync(_upgrade)
 
@@ -45,11 +51,28 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
+def _switch_to_wal(database: str) -> None:
+    """Let readers and a writer work side by side. The file remembers it.
+
+    Of several processes that do so at once one may be told at once that the database is locked, whatever its timeout.
+    """
+    give_up = time.monotonic() + SQLITE_BUSY_SECONDS
+    with contextlib.closing(sqlite3.connect(database, timeout=SQLITE_BUSY_SECONDS)) as connection:
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() > give_up:
+                    raise
+            time.sleep(0.02)
+
+
 def _prepare_sqlite(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
     # The driver would begin transactions by itself and too late; _begin_sqlite does it instead.
     raw: Any = connection
     raw.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={SQLITE_BUSY_MS}", "foreign_keys=ON"):
+    for pragma in (f"busy_timeout={SQLITE_BUSY_SECONDS * 1000}", "synchronous=FULL", "foreign_keys=ON"):
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA {pragma}")
         cursor.close()

@@ -25,6 +25,7 @@ async def test_migrations_make_exactly_the_tables_of_the_code(tmp_path: Path) ->
 
 async def test_sqlite_is_opened_durable_and_in_wal_mode(tmp_path: Path) -> None:
     engine = open_engine(f"sqlite+aiosqlite:///{tmp_path}/deep/er/queue.db")
+    await migrate(engine)
     async with engine.connect() as connection:
         for pragma, value in {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}.items():
             assert (await connection.exec_driver_sql(f"PRAGMA {pragma}")).scalar_one() == value
