@@ -178,11 +178,6 @@ class Endpoint(ABC):
         self.config = config
 
     @property
-    def app(self) -> str:
-        """``owner/alias``: how clients address a request after submitting it."""
-        return "/".join(self.id.split("/")[:2])
-
-    @property
     def deployment(self) -> str:
         """The name of the Serve deployment that holds this endpoint's weights."""
         return self.id.replace("/", "--")

@@ -381,11 +381,6 @@ def test_a_picture_weighs_what_the_largest_size_weighs(id: str) -> None:
     assert planned.pixel_frames == 112 * 64 * FRAMES
 
 
-@pytest.mark.parametrize(("id", "app"), [(SVD, SVD), (FAST, FAST), (TEXT_TO_VIDEO, FAST)])
-def test_clients_follow_a_request_under_owner_and_alias(id: str, app: str) -> None:
-    assert ENDPOINTS[id].app == app
-
-
 def test_only_svd_calls_its_video_image() -> None:
     assert {id: endpoint.result_key for id, endpoint in ENDPOINTS.items()} == {
         STABLE_VIDEO: "video",
