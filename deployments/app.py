@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 
 from deployments import logs
 from deployments.gateway.api import create_api
-from deployments.inference.images import PictureSource
+from deployments.inference.fetch import FileSource
 from deployments.inference.replica import PictureReplica, VideoReplica, open_device
 from deployments.models.base import Endpoint, VideoModel
 from deployments.models.text_to_video import TextToVideo
@@ -98,10 +98,10 @@ class VideoDeployment(VideoReplica):
         """Load the weights."""
         logs.configure()
         storage = open_storage()
-        pictures = PictureSource(storage, Settings().fetch_allow_private)
+        files = FileSource(storage, Settings().fetch_allow_private)
         model.setup(open_device())
         paint = {id: handle.paint.remote for id, handle in painters.items()}
-        super().__init__(model, endpoints, paint, storage, pictures, find_abandoned)
+        super().__init__(model, endpoints, paint, storage, files, find_abandoned)
 
 
 class PictureDeployment(PictureReplica):

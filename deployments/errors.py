@@ -21,6 +21,10 @@
         ├── ImageLoadError         422
         ├── ImageTooSmall          422
         ├── ImageTooLarge          422
+        ├── UnsupportedImageFormat 422
+        ├── InvalidArchive         422
+        ├── ArchiveFileCountBelowMinimum    422
+        ├── ArchiveFileCountExceedsMaximum  422
         └── FeatureNotSupported    422
 
 HTTP status, fal's type name and whether another attempt may help stand on the class (fal's error reference). A
@@ -36,6 +40,9 @@ from typing import Any, ClassVar
 
 DOCUMENTATION_URL = "https://docs.fal.ai/errors#"
 _LONGEST_ECHO = 1024
+
+Loc = Sequence[str | int]
+"""The path to an offending value, as pydantic writes it."""
 
 
 @dataclass(frozen=True)
@@ -152,9 +159,7 @@ class ModelError(ServingError):
 
     status: ClassVar[int] = 422
 
-    def __init__(
-        self, message: str, loc: Sequence[str | int] = ("body",), ctx: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, message: str, loc: Loc = ("body",), ctx: Mapping[str, Any] | None = None) -> None:
         """Name the failure.
 
         Args:
@@ -223,13 +228,37 @@ class ImageTooLarge(ModelError):
     type = "image_too_large"
 
 
+class UnsupportedImageFormat(ModelError):
+    """The bytes are a file of a format that we do not read."""
+
+    type = "unsupported_image_format"
+
+
+class InvalidArchive(ModelError):
+    """The bytes are no archive, a broken one, or one made to do harm; or a picture in it cannot be read."""
+
+    type = "invalid_archive"
+
+
+class ArchiveFileCountBelowMinimum(ModelError):
+    """The archive holds fewer pictures than are needed."""
+
+    type = "archive_file_count_below_minimum"
+
+
+class ArchiveFileCountExceedsMaximum(ModelError):
+    """The archive holds more pictures than can be used."""
+
+    type = "archive_file_count_exceeds_maximum"
+
+
 class FeatureNotSupported(ModelError):
     """A part of fal's API that this server does not offer."""
 
     type = "feature_not_supported"
 
 
-def _detail(loc: Sequence[str | int], msg: str, kind: str, ctx: Mapping[str, Any], value: Any) -> dict[str, Any]:
+def _detail(loc: Loc, msg: str, kind: str, ctx: Mapping[str, Any], value: Any) -> dict[str, Any]:
     detail: dict[str, Any] = {"loc": list(loc), "msg": msg, "type": kind, "url": DOCUMENTATION_URL + kind}
     if ctx:
         detail["ctx"] = {

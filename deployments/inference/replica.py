@@ -27,7 +27,8 @@ from ray.serve.exceptions import RayServeException
 from deployments import logs
 from deployments.errors import RunnerDisconnected, RunnerServerError, ServingError
 from deployments.inference.encode import encode_mp4
-from deployments.inference.images import PictureSource, fit
+from deployments.inference.fetch import FileSource
+from deployments.inference.images import LOC, MAX_BYTES, fit, open_picture
 from deployments.models.base import Clip, Endpoint, ImageToVideoInput, Plan, VideoInput, VideoModel
 from deployments.models.messages import Attempt, Dropped, Event, Failed, Finished, Progress
 from deployments.models.text_to_video import TextToVideo, TextToVideoInput
@@ -83,7 +84,7 @@ class VideoReplica:
         endpoints: Mapping[str, Endpoint],
         painters: Mapping[str, Paint],
         storage: FileStorage,
-        pictures: PictureSource,
+        files: FileSource,
         find_abandoned: FindAbandoned,
     ) -> None:
         """Hold a model that has been set up.
@@ -93,14 +94,14 @@ class VideoReplica:
             endpoints: By id, every endpoint whose clips it makes.
             painters: For those that start from a prompt, what paints the picture.
             storage: Where finished videos go.
-            pictures: Where pictures come from.
+            files: Where the files that an input names come from.
             find_abandoned: Tells which running attempts nobody wants any more.
         """
         self._model = model
         self._endpoints = endpoints
         self._painters = painters
         self._storage = storage
-        self._pictures = pictures
+        self._files = files
         self._find_abandoned = find_abandoned
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
 
@@ -152,7 +153,8 @@ class VideoReplica:
     async def _picture(self, endpoint: Endpoint, input: VideoInput, attempt: Attempt) -> Image.Image:
         """The first frame, at the clip's size."""
         if isinstance(input, ImageToVideoInput):
-            return await asyncio.to_thread(fit, await self._pictures.get(input.image_url), self._model.config.sizes)
+            data = await self._files.get(input.image_url, LOC, MAX_BYTES)
+            return await asyncio.to_thread(lambda: fit(open_picture(data), self._model.config.sizes))
         return await self._painters[endpoint.id](attempt.input)
 
     async def _animate(self, group: list[Prepared], abandoned: set[str], emit: Emit, began: float) -> None:

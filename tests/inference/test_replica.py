@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError
 
 from deployments.errors import ImageTooSmall, RunnerServerError, Unavailable
 from deployments.inference import replica as replica_module
-from deployments.inference.images import PictureSource
+from deployments.inference.fetch import FileSource
 from deployments.inference.replica import Paint, PictureReplica, VideoReplica
 from deployments.models.base import Clip, Endpoint, Keep, Size, VideoConfig, VideoInput, VideoModel
 from deployments.models.fast_svd_lcm import FastSVDLCM, FastSVDLCMInput
@@ -157,7 +157,7 @@ def make_replica(model: VideoModel, storage: FileStorage, callers: Callers, pain
         SVD_ID: SVD(SVD_ID, CONFIG),
         TEXT: text_endpoint(),
     }
-    return VideoReplica(model, endpoints, {TEXT: paint}, storage, PictureSource(storage), callers.find_abandoned)
+    return VideoReplica(model, endpoints, {TEXT: paint}, storage, FileSource(storage), callers.find_abandoned)
 
 
 @pytest.fixture

@@ -1,0 +1,118 @@
+"""Files in: a URL that a caller gave becomes bytes, or an error that names the field and what is wrong with it.
+
+http(s) URL ──▶ public addresses and web ports only ──┐
+data URI ─────▶ decode ───────────────────────────────┼──▶ at most so many bytes
+URL of ours ──▶ storage, never by HTTP ───────────────┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from ipaddress import ip_network
+from urllib.parse import unquote_to_bytes
+
+import httpx
+from ssrfguard import Policy, SSRFGuardError
+from ssrfguard.httpx import AsyncClient
+
+from deployments.errors import FileDownloadError, FileTooLarge, ImageLoadError, Loc, ModelError, NotFound
+from deployments.storage import FileStorage
+
+FETCH_SECONDS = 30.0
+
+_PUBLIC_WEB = Policy(allowed_ports=frozenset({80, 443, 8080, 8443}))
+_ANYWHERE = Policy(
+    allowed_networks=(ip_network("0.0.0.0/0"), ip_network("::/0")), allowed_ports=frozenset(range(1, 65536))
+)
+
+
+class FileSource:
+    """Fetches what a field of an input names: http(s) URLs, data URIs, and files of this server."""
+
+    def __init__(self, storage: FileStorage, allow_private: bool = False) -> None:
+        """Fetch from the public web only, unless ``allow_private`` lifts the lists of addresses and ports."""
+        self._storage = storage
+        self._client = AsyncClient(
+            policy=_ANYWHERE if allow_private else _PUBLIC_WEB,
+            follow_redirects=True,
+            trust_env=False,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # one caller's host sets none for another's
+            timeout=httpx.Timeout(FETCH_SECONDS, connect=5.0),
+            headers={"Accept-Encoding": "identity", "User-Agent": "svd-serve"},
+        )
+
+    async def get(self, url: str, loc: Loc, max_bytes: int, broken: type[ModelError] = ImageLoadError) -> bytes:
+        """The bytes behind a URL.
+
+        Args:
+            url: What the caller gave.
+            loc: The field that it was given in; every error carries it.
+            max_bytes: How many bytes are read.
+            broken: What a data URI that cannot be decoded raises: the error for a file of this field that cannot be
+                read.
+
+        Raises:
+            FileDownloadError: The file cannot be had.
+            FileTooLarge: It has more than ``max_bytes`` bytes.
+        """
+        key = self._storage.key_of(url)
+        if key is not None:
+            return await self._read_own(key, loc, max_bytes)
+        if url[:5].lower() == "data:":
+            return await asyncio.to_thread(_decode_data_uri, url, loc, max_bytes, broken)
+        return await self._download(url, loc, max_bytes)
+
+    async def _read_own(self, key: str, loc: Loc, max_bytes: int) -> bytes:
+        try:
+            stat = await self._storage.stat(key)
+        except NotFound as error:
+            raise FileDownloadError("There is no such file on this server", loc) from error
+        _check_length(stat.size, loc, max_bytes)
+        return b"".join([piece async for piece in self._storage.read(key, 0, stat.size)])
+
+    async def _download(self, url: str, loc: Loc, max_bytes: int) -> bytes:
+        data = bytearray()
+        try:
+            async with asyncio.timeout(FETCH_SECONDS), self._client.stream("GET", url) as response:
+                response.raise_for_status()
+                async for piece in response.aiter_bytes():
+                    data += piece
+                    _check_length(len(data), loc, max_bytes)
+        except (httpx.HTTPError, httpx.InvalidURL, SSRFGuardError, TimeoutError, ValueError) as error:
+            raise FileDownloadError(f"The file could not be downloaded: {_reason(error)}", loc) from error
+        return bytes(data)
+
+
+def _decode_data_uri(uri: str, loc: Loc, max_bytes: int, broken: type[ModelError]) -> bytes:
+    header, comma, payload = uri.partition(",")
+    try:
+        if not comma:
+            raise ValueError("no comma")
+        data = unquote_to_bytes(payload)
+        if header.lower().endswith(";base64"):
+            data = base64.b64decode(b"".join(data.split()), validate=True)
+    except (ValueError, binascii.Error) as error:
+        raise broken("The data URI cannot be decoded", loc) from error
+    _check_length(len(data), loc, max_bytes)
+    return data
+
+
+def _check_length(length: int, loc: Loc, max_bytes: int) -> None:
+    if length > max_bytes:
+        raise FileTooLarge(f"The file has more than {max_bytes} bytes", loc, {"max_size": max_bytes})
+
+
+def _reason(error: Exception) -> str:
+    """Why a download failed, without an address or path of ours."""
+    match error:
+        case httpx.HTTPStatusError():
+            return f"the server answered {error.response.status_code}"
+        case TimeoutError() | httpx.TimeoutException():
+            return "it took too long"
+        case SSRFGuardError() | httpx.InvalidURL() | httpx.UnsupportedProtocol() | ValueError():
+            return "this address is not allowed"
+        case _:
+            return "the server could not be reached"
