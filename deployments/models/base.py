@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from deployments.models.checkpoints import Checkpoint, Part, controlnet_part, svd_parts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,36 +75,67 @@ class Plan:
         steps: Sampler steps.
         largest: The largest size the clip can get; what it costs a batch in pixels.
         size: The clip's size, or None until the picture has been fetched, because a clip takes its picture's shape.
+        frames: Frames at the most.
+        control: Whether depth maps lead the clip. It then has as many frames as maps.
     """
 
     steps: int
     largest: Size
     size: Size | None = None
+    frames: int = FRAMES
+    control: bool = False
 
     @property
     def batch_key(self) -> str:
         """Requests with equal keys may be claimed together."""
-        return f"steps={self.steps} size={self.size or 'as the picture'}"
+        control = " control" if self.control else ""
+        return f"steps={self.steps} size={self.size or 'as the picture'}{control}"
 
     @property
     def pixel_frames(self) -> int:
         """Pixels times frames: what a clip weighs against a model's batch budget."""
-        return self.largest.width * self.largest.height * FRAMES
+        return self.largest.width * self.largest.height * self.frames
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One member of a batch, ready for the sampler: the picture is RGB and already has the clip's size."""
+    """One member of a batch, ready for the sampler.
+
+    Attributes:
+        picture: RGB, already of the clip's size.
+        seed: Seed of all its noise.
+        motion_bucket_id: How much should move.
+        cond_aug: Standard deviation of the noise on the picture, whose values go from -1 to 1.
+        still: Which pixels keep the picture in every frame, bool [H, W]; None if all may move.
+        depth: A map for each frame, RGB and of the clip's size; empty if nothing leads the clip.
+    """
 
     picture: Image.Image
     seed: int
     motion_bucket_id: int
     cond_aug: float
+    still: np.ndarray | None = None
+    depth: tuple[Image.Image, ...] = ()
 
     @property
     def size(self) -> Size:
         """The clip's size, which is its picture's."""
         return Size(self.picture.width, self.picture.height)
+
+    @property
+    def frames(self) -> int:
+        """How many frames it gets."""
+        return len(self.depth) or FRAMES
+
+    @property
+    def is_static(self) -> bool:
+        """Whether nothing may move."""
+        return self.still is not None and bool(self.still.all())
+
+    @property
+    def batch_key(self) -> tuple[Size, int, bool]:
+        """Clips with equal keys can be computed together, if their steps are equal too."""
+        return self.size, self.frames, bool(self.depth)
 
 
 class VideoInput(BaseModel):
@@ -135,8 +168,19 @@ class ImageToVideoInput(VideoInput):
     )
 
 
-class EndpointConfig(BaseModel):
-    """What ``args.endpoints.<endpoint id>`` in serve_config.yaml may say beside ``model``."""
+class ControlledInput(ImageToVideoInput):
+    """What an endpoint takes that lets the caller say where, and how, the picture moves."""
+
+    mask_image_url: str | None = Field(None, description="A mask: what is black in it moves, what is white stays.")
+    control_maps_data_url: str | None = Field(
+        None,
+        description="A zip or tar archive of depth maps, one picture a frame, in the order of their file names. The "
+        "clip gets as many frames as there are maps.",
+    )
+
+
+class WeightsConfig(BaseModel):
+    """Where weights are."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -144,15 +188,42 @@ class EndpointConfig(BaseModel):
     revision: str | None = Field(None, description="The repository's commit. Needed with a repository id.")
 
     @property
-    def source(self) -> str:
-        """The weights as diffusers wants them. A relative path that is not here is looked for beside the package."""
+    def checkpoint(self) -> Checkpoint:
+        """The files. A relative path that is not here is looked for beside the package."""
         beside_package = Path(__file__).parents[2] / self.weights
-        return str(beside_package) if not Path(self.weights).exists() and beside_package.exists() else self.weights
+        found_beside = not Path(self.weights).exists() and beside_package.exists()
+        return Checkpoint(str(beside_package) if found_beside else self.weights, self.revision)
+
+
+class UNetConfig(WeightsConfig):
+    """A UNet that comes as one file, over the other parts of a checkpoint."""
+
+    file: str = Field(description="The safetensors file's path in it.")
+
+
+class ControlNetConfig(WeightsConfig):
+    """A temporal ControlNet for depth maps, and how it was trained."""
+
+    folder: str = Field("controlnet", description="Where in it the ControlNet is.")
+    variant: str | None = Field(None, description="`fp16` takes the files of that name.")
+    max_maps: int = Field(FRAMES, ge=1, description="Depth maps, and so frames, at the most.")
+    depth_range: Literal["signed", "unit"] = Field(
+        "signed", description="What the maps' black and white are to the network: -1 and 1, or 0 and 1."
+    )
+    scale: float = Field(1.0, ge=0, allow_inf_nan=False, description="How strongly the maps lead.")
+    accumulate: bool = Field(True, description="Add residuals anew after every block, as published ones were trained.")
+
+
+class EndpointConfig(WeightsConfig):
+    """What ``args.endpoints.<endpoint id>`` in serve_config.yaml may say beside ``model``."""
+
+    variant: str | None = Field(None, description="`fp16` takes the files of that name.")
 
 
 class VideoConfig(EndpointConfig):
     """The configuration of an endpoint that animates pictures."""
 
+    unet: UNetConfig | None = Field(None, description="Another UNet of the same shape.")
     sizes: tuple[SizeField, ...] = Field(
         (Size(1024, 576), Size(576, 1024), Size(768, 768)),
         min_length=1,
@@ -201,8 +272,20 @@ class Endpoint(ABC):
         """What a batch with this input must have in common."""
 
     @abstractmethod
+    def parts(self) -> Mapping[str, Part]:
+        """What its weights consist of, by name.
+
+        Raises:
+            CheckpointError: The checkpoint does not say.
+        """
+
+    @abstractmethod
     def setup(self, device: str) -> None:
-        """Load the weights. Called once, in the process that uses them."""
+        """Load the weights. Called once, in the process that uses them.
+
+        Raises:
+            CheckpointError: They are not what the networks want.
+        """
 
 
 class VideoModel(Endpoint):
@@ -230,16 +313,30 @@ class VideoModel(Endpoint):
     def plan(self, input: VideoInput) -> Plan:  # noqa: D102
         return Plan(self.steps(input), max(self.config.sizes, key=lambda size: size.width * size.height))
 
+    @property
+    def control(self) -> ControlNetConfig | None:
+        """What leads clips by depth maps, if anything does."""
+        return None
+
+    def parts(self) -> Mapping[str, Part]:  # noqa: D102
+        unet = self.config.unet
+        parts = svd_parts(
+            self.config.checkpoint, self.config.variant, unet=(unet.checkpoint, unet.file) if unet else None
+        )
+        if control := self.control:
+            parts["controlnet"] = controlnet_part(control.checkpoint, control.folder, control.variant)
+        return parts
+
     def setup(self, device: str) -> None:
         """Load the weights.
 
         Raises:
-            OSError: A part of the checkpoint is missing.
-            ValueError: The configured sizes do not suit its networks.
+            CheckpointError: They are not what the networks want.
+            ValueError: The configured sizes do not suit the networks.
         """
         from deployments.models.sampler import SVDSampler
 
-        self._sampler = SVDSampler.load(self.config.source, self.config.revision, device)
+        self._sampler = SVDSampler.load(self.parts(), device, self.control)
         multiple = self._sampler.size_multiple
         if odd := [str(size) for size in self.config.sizes if size.width % multiple or size.height % multiple]:
             raise ValueError(f"{self.id}: sizes must be multiples of {multiple} pixels, unlike {', '.join(odd)}")
@@ -254,5 +351,8 @@ class VideoModel(Endpoint):
 
         Returns:
             For each clip, in order, uint8 RGB frames of shape (frames, height, width, 3); None where it was dropped.
+
+        Raises:
+            RunnerServerError: A single clip does not fit into the GPU's memory.
         """
         return self._sampler.sample(clips, self.schedule(steps), self.guidance, keep)

@@ -21,10 +21,11 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Progress:
-    """A line for the logs of these requests."""
+    """A line for the logs of these requests, and how far they are: from 0 to 1."""
 
     request_ids: tuple[str, ...]
     message: str
+    fraction: float
 
 
 @dataclass(frozen=True)

@@ -4,28 +4,32 @@
                                                                     ▼
                          keep(0) ─ UNet ─ step ─ keep(1) ─ … ─ keep(steps) ──▶ VAE, clip by clip ──▶ frames
 
-The networks are diffusers' and transformers' own classes. The loop is ours, because rows of a batch differ in seed,
-motion and augmentation and may leave at any step. A row's result depends on its clip alone: it has its own generator,
-and no operation mixes rows.
+The loop is ours, because rows of a batch differ in seed, motion and augmentation and may leave at any step. A row's
+result depends on its clip alone: it has its own generator, and no operation mixes rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from deployments.models.base import FRAMES, Clip, Keep, Size
+from deployments.errors import RunnerServerError
+from deployments.models.base import Clip, ControlNetConfig, Keep, Size
+from deployments.models.checkpoints import CheckpointError, Part
+from deployments.models.stillness import lay_over, still_cells
+from deployments.models.vision import Normalisation, encoder_pixels
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
     from PIL import Image
-    from transformers import CLIPVisionModelWithProjection
 
+    from deployments.models.networks import DepthControlNet
     from deployments.models.schedules import Schedule
+
+logger = logging.getLogger(__name__)
 
 FPS_ID = 6
 """What the network is told about speed: SVD XT 1.1 was tuned at 6 frames a second, so playback speed stays apart."""
@@ -35,12 +39,11 @@ CUDA_DECODE_CHUNK = 8
 
 
 @dataclass(frozen=True)
-class ClipNormalisation:
-    """The size and colours the image encoder was trained on."""
+class Control:
+    """A ControlNet and how it is to be used."""
 
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    network: DepthControlNet
+    config: ControlNetConfig
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,10 @@ class Batch:
         embeddings: Image embeddings, [B, 1, D] float32.
         time_ids: Frames a second, motion bucket and augmentation, [B, 3] float32.
         generators: One source of noise a clip, on the CPU so that a seed means the same on every device.
+        noise: What the latents began with, [B, F, C, h, w] float32 of unit variance.
+        still: Which latents are held to the picture, [B, 1, 1, h, w] bool; None if none are.
+        pictures: The latents they are held to, [B, 1, C, h, w] float32; None if none are.
+        features: The ControlNet's view of the depth maps, [B, F, C', h, w]; None without maps.
     """
 
     members: tuple[int, ...]
@@ -62,106 +69,135 @@ class Batch:
     embeddings: torch.Tensor
     time_ids: torch.Tensor
     generators: tuple[torch.Generator, ...]
+    noise: torch.Tensor
+    still: torch.Tensor | None
+    pictures: torch.Tensor | None
+    features: torch.Tensor | None
 
     def narrow(self, wanted: Collection[int]) -> Batch:
         """The same batch without the clips nobody wants any more."""
         rows = [row for row, member in enumerate(self.members) if member in wanted]
         if len(rows) == len(self.members):
             return self
-        return Batch(
-            members=tuple(self.members[row] for row in rows),
-            latents=self.latents[rows],
-            first_frames=self.first_frames[rows],
-            embeddings=self.embeddings[rows],
-            time_ids=self.time_ids[rows],
-            generators=tuple(self.generators[row] for row in rows),
-        )
+        return Batch(**{field.name: _pick(getattr(self, field.name), rows) for field in fields(self)})
 
     def draw_noise(self) -> torch.Tensor:
         """Fresh noise of the latents' shape, each row from its own generator."""
+        return _randn_each(self.latents.shape[1:], self.generators).to(self.latents.device)
+
+    def hold(self, sigma: float) -> Batch:
+        """The same batch with its still latents back at the picture, under the noise of a level."""
         import torch
 
-        shape = self.latents.shape[1:]
-        return torch.stack([_randn(shape, generator) for generator in self.generators]).to(self.latents.device)
+        if self.still is None or self.pictures is None:
+            return self
+        return replace(self, latents=torch.where(self.still, self.pictures + sigma * self.noise, self.latents))
+
+
+class Rows(NamedTuple):
+    """The input of one call of the UNet: a clip has one row, or two under guidance."""
+
+    latents: torch.Tensor
+    embeddings: torch.Tensor
+    time_ids: torch.Tensor
+    features: torch.Tensor | None
+
+    def halves(self) -> tuple[Rows, Rows]:
+        """The same as two calls of half the size."""
+        middle = (len(self.latents) + 1) // 2
+        first = (None if tensor is None else tensor[:middle] for tensor in self)
+        second = (None if tensor is None else tensor[middle:] for tensor in self)
+        return Rows(*first), Rows(*second)  # type: ignore[arg-type]  # only the features may be None
 
 
 class SVDSampler:
     """One set of SVD weights on one device.
 
     Args:
-        unet: Predicts velocities.
-        vae: Its encoder is used in its own precision, its decoder in its own.
-        image_encoder: CLIP's picture half.
+        unet: A VideoUNet; predicts velocities.
+        vae: An AutoencoderKLTemporalDecoder. Its encoder is used in its own precision, its decoder in its own.
+        image_encoder: A CLIPVisionModelWithProjection: CLIP's picture half.
         normalisation: How the image encoder wants its pictures.
-        decode_chunk: Frames the VAE decodes together. It changes the pixels slightly, so it is fixed for a sampler and
-            never follows the load.
+        control: What depth maps go through; without one, clips have none.
+        decode_chunk: Frames the VAE decodes together; None for all. It changes the pixels slightly, so it is fixed for
+            a sampler and never follows the load.
         batched: Whether one call of the UNet serves a whole batch, or each clip has a call of its own.
+
+    Raises:
+        CheckpointError: The ControlNet does not belong to these networks.
     """
 
     def __init__(
         self,
-        unet: UNetSpatioTemporalConditionModel,
-        vae: AutoencoderKLTemporalDecoder,
-        image_encoder: CLIPVisionModelWithProjection,
-        normalisation: ClipNormalisation,
-        decode_chunk: int = FRAMES,
+        unet: Any,
+        vae: Any,
+        image_encoder: Any,
+        normalisation: Normalisation,
+        control: Control | None = None,
+        decode_chunk: int | None = None,
         batched: bool = True,
     ) -> None:
         self.unet = unet
         self.vae = vae
         self.image_encoder = image_encoder
         self.normalisation = normalisation
+        self.control = control
         self.decode_chunk = decode_chunk
         self.batched = batched
         self.device: torch.device = unet.device
+        self._most_rows: dict[torch.Size, int] = {}
+        _check_control(self)
 
     @classmethod
-    def load(
-        cls, weights: str, revision: str | None = None, device: str = "cpu", decode_chunk: int | None = None
-    ) -> Self:
-        """Read a checkpoint in diffusers' layout; ``scheduler/`` is not read, because the caller chooses the schedule.
+    def load(cls, parts: Mapping[str, Part], device: str = "cpu", control: ControlNetConfig | None = None) -> Self:
+        """Read the parts of a checkpoint (``svd_parts``, and ``controlnet`` if there is one).
 
         Args:
-            weights: A directory, or the id of a Hugging Face repository.
-            revision: Commit of the repository; give one, so that what is served cannot change under you.
-            device: ``cpu`` computes in float32, clip by clip. ``cuda`` computes the UNet, the image encoder and the
-                VAE's decoder in bfloat16; the VAE's encoder stays in float32, because every frame is conditioned on it.
-            decode_chunk: Frames decoded together; by default the whole clip on a CPU, CUDA_DECODE_CHUNK on a GPU.
+            parts: ``unet``, ``vae``, ``image_encoder``, ``feature_extractor``, and ``controlnet`` with ``control``.
+            device: ``cpu`` computes in float32, clip by clip. ``cuda`` computes all networks in bfloat16 but the VAE's
+                encoder, which stays in float32, because every frame is conditioned on it.
+            control: How the ControlNet is to be used.
 
         Raises:
-            FileNotFoundError: The directory, or a part of the checkpoint in it, is missing.
-            OSError: The repository or one of its files cannot be had.
+            CheckpointError: A file is missing, or does not hold what the networks want.
         """
         import torch
-        from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-        from transformers import CLIPVisionModelWithProjection
 
-        _check_local_parts(weights)
+        from deployments.models.networks import attend_to_one_token
+
         on_cpu = torch.device(device).type == "cpu"
         dtype = torch.float32 if on_cpu else torch.bfloat16
-        source = {"revision": revision, "use_safetensors": True}
-        unet = UNetSpatioTemporalConditionModel.from_pretrained(weights, subfolder="unet", dtype=dtype, **source)
-        vae = AutoencoderKLTemporalDecoder.from_pretrained(weights, subfolder="vae", dtype=torch.float32, **source)
-        vae.decoder.to(dtype)
-        encoder = CLIPVisionModelWithProjection.from_pretrained(
-            weights, subfolder="image_encoder", dtype=dtype, **source
-        )
-        if on_cpu:
-            _lay_out_for_cpu(unet, vae)
+        networks = {
+            name: part.load(torch.float32 if name == "vae" else dtype)
+            for name, part in parts.items()
+            if part.has_tensors
+        }
+        networks["vae"].decoder.to(dtype)
+        for name, network in networks.items():
+            network.to(device)
+            if name in ("unet", "controlnet"):
+                attend_to_one_token(network)
+            if on_cpu:
+                _lay_out_for_cpu(network)
         return cls(
-            unet=unet.to(device).eval(),
-            vae=vae.to(device).eval(),
-            image_encoder=encoder.to(device).eval(),
-            normalisation=_read_normalisation(weights, revision, encoder.config.image_size),
-            decode_chunk=decode_chunk or (FRAMES if on_cpu else CUDA_DECODE_CHUNK),
+            unet=networks["unet"],
+            vae=networks["vae"],
+            image_encoder=networks["image_encoder"],
+            normalisation=Normalisation.of(parts["image_encoder"].config(), parts["feature_extractor"].config()),
+            control=Control(networks["controlnet"], control) if control else None,
+            decode_chunk=None if on_cpu else CUDA_DECODE_CHUNK,
             batched=not on_cpu,  # a CPU gains nothing from it
         )
 
     @property
+    def factor(self) -> int:
+        """How many pixels a latent covers, in each direction."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
     def size_multiple(self) -> int:
         """Width and height are multiples of this many pixels: the VAE and then the UNet halve them that often."""
-        halvings = len(self.vae.config.block_out_channels) - 1 + len(self.unet.config.block_out_channels) - 1
-        return int(2**halvings)
+        return self.factor * int(2 ** (len(self.unet.config.block_out_channels) - 1))
 
     def sample(
         self, clips: Sequence[Clip], schedule: Schedule, guidance: tuple[float, float], keep: Keep
@@ -169,20 +205,33 @@ class SVDSampler:
         """Make all clips together.
 
         Args:
-            clips: What to make; all of one size.
+            clips: What to make; all of one size and number of frames, with depth maps or all without.
             schedule: Noise levels.
             guidance: Strength of classifier-free guidance on the first and the last frame. When neither exceeds 1 there
                 is none, at half the cost.
             keep: Asked before the first step and after each which indexes into ``clips`` are still wanted.
 
         Returns:
-            For each clip uint8 frames [FRAMES, H, W, 3], or None if it was dropped.
+            For each clip uint8 frames [F, H, W, 3], or None if it was dropped. A clip of which nothing may move is its
+            picture, again and again, and costs nothing.
 
         Raises:
-            ValueError: The sizes differ, or are not multiples of ``size_multiple``.
+            ValueError: The clips differ in what they must share, or are not multiples of ``size_multiple``.
+            RunnerServerError: A single clip does not fit into the GPU's memory.
         """
-        latents = self.denoise(clips, schedule, guidance, keep)
-        return [to_uint8(self.decode(latents[index])) if index in latents else None for index in range(len(clips))]
+        import torch
+
+        static = {index for index, clip in enumerate(clips) if clip.is_static}
+        try:
+            latents = self.denoise(clips, schedule, guidance, lambda done: set(keep(done)) - static)
+            frames = {index: to_uint8(self.finish(clips[index], latents[index])) for index in latents}
+            frames |= {index: _repeat(clips[index]) for index in static}
+            return [frames.get(index) for index in range(len(clips))]
+        except torch.OutOfMemoryError:
+            logger.exception("out of memory")
+        torch.cuda.empty_cache()
+        clip = clips[0]
+        raise RunnerServerError(f"A clip of {clip.frames} frames of {clip.size} does not fit into the GPU's memory")
 
     def denoise(
         self, clips: Sequence[Clip], schedule: Schedule, guidance: tuple[float, float], keep: Keep
@@ -190,7 +239,7 @@ class SVDSampler:
         """The first half of ``sample``: noiseless latents [F, C, h, w] of the clips that were kept, by index."""
         import torch
 
-        _check_sizes(clips, self.size_multiple)
+        _check_alike(clips, self.size_multiple)
         with torch.inference_mode():
             batch = self._prepare(clips, schedule).narrow(keep(0))
             for index in range(schedule.steps):
@@ -199,17 +248,28 @@ class SVDSampler:
                 velocity = self._velocity(batch, schedule, index, guidance)
                 noise = batch.draw_noise() if schedule.needs_noise(index) else None
                 batch = replace(batch, latents=schedule.step(batch.latents, velocity, index, noise))
-                batch = batch.narrow(keep(index + 1))
+                batch = batch.hold(schedule.sigmas[index + 1]).narrow(keep(index + 1))
             return dict(zip(batch.members, batch.latents, strict=True))
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def finish(self, clip: Clip, latents: torch.Tensor) -> torch.Tensor:
         """The second half of ``sample``: one clip's latents [F, C, h, w] to frames [F, 3, H, W] in 0..1, float32."""
+        import torch
+
+        frames = self.decode(latents)
+        if clip.still is None:
+            return frames
+        picture = (_to_tensor(clip.picture) / 2 + 0.5).to(frames.device)
+        with torch.inference_mode():
+            return lay_over(frames, picture, clip.still)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents [F, C, h, w] to frames [F, 3, H, W] in 0..1, float32. No chunk holds frames of two clips."""
         import torch
 
         dtype = next(self.vae.decoder.parameters()).dtype
         with torch.inference_mode():
             scaled = (latents / self.vae.config.scaling_factor).to(dtype)
-            chunks = scaled.split(self.decode_chunk)
+            chunks = scaled.split(self.decode_chunk or len(scaled))
             frames = torch.cat([self.vae.decode(chunk, num_frames=len(chunk)).sample for chunk in chunks])
             return (frames.float() / 2 + 0.5).clamp(0, 1)
 
@@ -219,11 +279,14 @@ class SVDSampler:
 
         generators = [torch.Generator("cpu").manual_seed(clip.seed) for clip in clips]
         pictures = [_to_tensor(clip.picture) for clip in clips]
-        pairs = list(zip(clips, pictures, generators, strict=True))
         # The order in which a generator is drawn from is diffusers': pixels first, then latents.
-        first_frames = torch.stack([self._encode(clip, picture, source) for clip, picture, source in pairs])
-        shape = (FRAMES, *first_frames.shape[2:])
-        noise = torch.stack([_randn(shape, generator) for generator in generators]).to(self.device)
+        augmented = [
+            picture + clip.cond_aug * _randn(picture.shape, generator)
+            for clip, picture, generator in zip(clips, pictures, generators, strict=True)
+        ]
+        first_frames = torch.stack([self._encode(picture) for picture in augmented])
+        noise = _randn_each((clips[0].frames, *first_frames.shape[2:]), generators).to(self.device)
+        held = any(clip.still is not None for clip in clips)
         return Batch(
             members=tuple(range(len(clips))),
             latents=noise * schedule.initial_scale,
@@ -231,22 +294,48 @@ class SVDSampler:
             embeddings=torch.stack([self._embed(picture) for picture in pictures]),
             time_ids=torch.tensor([_time_ids(clip) for clip in clips], dtype=torch.float32, device=self.device),
             generators=tuple(generators),
+            noise=noise,
+            still=torch.stack([self._still(clip) for clip in clips]) if held else None,
+            pictures=torch.stack([self._encode(picture) for picture in pictures]) * self.vae.config.scaling_factor
+            if held
+            else None,
+            features=torch.cat([self._see(clip) for clip in clips]) if clips[0].depth else None,
         )
 
-    def _encode(self, clip: Clip, picture: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """A picture [3, H, W] in -1..1, with the augmentation's noise on it, as latents [1, C, h, w].
+    def _encode(self, picture: torch.Tensor) -> torch.Tensor:
+        """A picture [3, H, W] in -1..1 as latents [1, C, h, w].
 
-        They are *not* multiplied by the VAE's scaling factor: SVD was trained so.
+        They are *not* multiplied by the VAE's scaling factor: what SVD is conditioned on never was.
         """
-        noisy = picture + clip.cond_aug * _randn(picture.shape, generator)
-        encoded: torch.Tensor = self.vae.encode(noisy[None].to(self.device)).latent_dist.mode()
+        encoded: torch.Tensor = self.vae.encode(picture[None].to(self.device)).latent_dist.mode()
         return encoded
 
     def _embed(self, picture: torch.Tensor) -> torch.Tensor:
         """CLIP's embedding [1, D] of a picture [3, H, W] in -1..1."""
-        pixels = clip_pixels(picture[None].to(self.device), self.normalisation)
+        pixels = encoder_pixels(picture[None].to(self.device), self.normalisation)
         embedding: torch.Tensor = self.image_encoder(pixels.to(self.image_encoder.dtype)).image_embeds
         return embedding.float()
+
+    def _still(self, clip: Clip) -> torch.Tensor:
+        """Which latents of a clip are held, bool [1, 1, h, w]."""
+        import torch
+
+        if clip.still is None:
+            width, height = clip.picture.size
+            return torch.zeros(1, 1, height // self.factor, width // self.factor, dtype=torch.bool, device=self.device)
+        return still_cells(clip.still, self.factor)[None, None].to(self.device)
+
+    def _see(self, clip: Clip) -> torch.Tensor:
+        """The ControlNet's view of a clip's depth maps, [1, F, C', h, w]."""
+        import torch
+
+        assert self.control
+        maps = torch.stack([_to_tensor(image) for image in clip.depth])
+        if self.control.config.depth_range == "unit":
+            maps = maps / 2 + 0.5
+        network = self.control.network
+        features: torch.Tensor = network.embed(maps[None].to(self.device, network.dtype))
+        return features
 
     def _velocity(self, batch: Batch, schedule: Schedule, index: int, guidance: tuple[float, float]) -> torch.Tensor:
         """What the network makes of the batch; [B, F, C, h, w].
@@ -266,50 +355,54 @@ class SVDSampler:
         latents = batch.latents * schedule.input_scale(index)
         first_frames = batch.first_frames.expand_as(latents)
         timestep = schedule.timestep(index)
+        seeing = torch.cat([latents, first_frames], dim=2)
         if max(guidance) <= 1:
-            return self._ask(latents, first_frames, batch.embeddings, batch.time_ids, timestep)
-        blind, seeing = self._ask(
-            torch.cat([latents, latents]),
-            torch.cat([torch.zeros_like(first_frames), first_frames]),
-            torch.cat([torch.zeros_like(batch.embeddings), batch.embeddings]),
-            torch.cat([batch.time_ids, batch.time_ids]),
-            timestep,
-        ).chunk(2)
-        strength = torch.linspace(*guidance, FRAMES, device=latents.device)[None, :, None, None, None]
-        return blind + strength * (seeing - blind)
+            return self._ask(Rows(seeing, batch.embeddings, batch.time_ids, batch.features), timestep)
+        blind = torch.cat([latents, torch.zeros_like(first_frames)], dim=2)
+        rows = Rows(
+            latents=torch.cat([blind, seeing]),
+            embeddings=torch.cat([torch.zeros_like(batch.embeddings), batch.embeddings]),
+            time_ids=batch.time_ids.repeat(2, 1),
+            features=None if batch.features is None else torch.cat([batch.features, batch.features]),
+        )
+        without, with_picture = self._ask(rows, timestep).chunk(2)
+        strength = torch.linspace(*guidance, latents.shape[1], device=latents.device)[None, :, None, None, None]
+        return without + strength * (with_picture - without)
 
-    def _ask(
-        self,
-        latents: torch.Tensor,
-        first_frames: torch.Tensor,
-        embeddings: torch.Tensor,
-        time_ids: torch.Tensor,
-        timestep: float,
-    ) -> torch.Tensor:
-        """One call of the UNet in its own precision; the answer is float32."""
+    def _ask(self, rows: Rows, timestep: float) -> torch.Tensor:
+        """The velocities of all rows, float32. Rows that do not fit into the GPU's memory together go one half each."""
+        import torch
+
+        count, shape = len(rows.latents), rows.latents.shape[1:]
+        if count <= self._most_rows.get(shape, count):
+            try:
+                return self._call(rows, timestep)
+            except torch.OutOfMemoryError:
+                if count == 1:
+                    raise
+                self._most_rows[shape] = (count + 1) // 2
+                logger.warning("%d rows of %s do not fit into the memory; half of them will be tried", count, shape)
+            torch.cuda.empty_cache()  # after the except clause: the failed call's tensors are let go with it
+        return torch.cat([self._ask(half, timestep) for half in rows.halves()])
+
+    def _call(self, rows: Rows, timestep: float) -> torch.Tensor:
+        """One call of the UNet, and of the ControlNet before it, in their own precision."""
         import torch
 
         dtype = self.unet.dtype
-        velocity: torch.Tensor = self.unet(
-            torch.cat([latents, first_frames], dim=2).to(dtype),
-            torch.full((len(latents),), timestep, device=latents.device),
-            encoder_hidden_states=embeddings.to(dtype),
-            added_time_ids=time_ids,
-            return_dict=False,
-        )[0]
+        common = (
+            rows.latents.to(dtype),
+            torch.full((len(rows.latents),), timestep, device=rows.latents.device),
+            rows.embeddings.to(dtype),
+            rows.time_ids,
+        )
+        residuals = None
+        if self.control and rows.features is not None:
+            config = self.control.config
+            residuals = self.control.network(*common, features=rows.features, accumulate=config.accumulate)
+            residuals = [residual * config.scale for residual in residuals]
+        velocity: torch.Tensor = self.unet(*common, residuals=residuals)
         return velocity.float()
-
-
-def clip_pixels(images: torch.Tensor, normalisation: ClipNormalisation) -> torch.Tensor:
-    """Pictures [B, 3, H, W] in -1..1 as the image encoder wants them: blurred, squeezed square, in its own colours."""
-    import torch
-    from torch.nn import functional
-
-    size = (normalisation.size, normalisation.size)
-    resized = functional.interpolate(_blur(images, normalisation.size), size=size, mode="bicubic", align_corners=True)
-    mean = torch.tensor(normalisation.mean, device=images.device)[:, None, None]
-    std = torch.tensor(normalisation.std, device=images.device)[:, None, None]
-    return (resized / 2 + 0.5 - mean) / std
 
 
 def to_uint8(frames: torch.Tensor) -> np.ndarray:
@@ -320,28 +413,10 @@ def to_uint8(frames: torch.Tensor) -> np.ndarray:
     return pixels
 
 
-def _blur(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Smooth along both axes just enough that sampling down to ``size`` points does not alias."""
-    import torch
-    from torch.nn import functional
+def _repeat(clip: Clip) -> np.ndarray:
+    import numpy as np
 
-    channels, height, width = images.shape[1:]
-    across, down = _gaussian(width / size).to(images), _gaussian(height / size).to(images)
-    left, top = len(across) // 2, len(down) // 2
-    padded = functional.pad(images, (left, left, top, top), mode="reflect")
-    blurred = functional.conv2d(padded, across.expand(channels, 1, 1, -1), groups=channels)
-    return torch.as_tensor(functional.conv2d(blurred, down[:, None].expand(channels, 1, -1, 1), groups=channels))
-
-
-def _gaussian(shrink: float) -> torch.Tensor:
-    """An odd kernel for scaling down ``shrink`` times: sigma as scikit-image picks it, cut at two sigma."""
-    import torch
-
-    sigma = max((shrink - 1) / 2, 0.001)
-    radius = int(max(4 * sigma, 3)) // 2
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
-    weights = torch.exp(-(offsets**2) / (2 * sigma**2))
-    return weights / weights.sum()
+    return np.repeat(np.array(clip.picture)[None], clip.frames, axis=0)
 
 
 def _to_tensor(picture: Image.Image) -> torch.Tensor:
@@ -363,47 +438,46 @@ def _randn(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float32)
 
 
-def _check_sizes(clips: Sequence[Clip], multiple: int) -> None:
+def _randn_each(shape: Sequence[int], generators: Sequence[torch.Generator]) -> torch.Tensor:
+    import torch
+
+    return torch.stack([_randn(shape, generator) for generator in generators])
+
+
+def _pick(column: Any, rows: Sequence[int]) -> Any:
+    """Some rows of a field of a batch."""
+    if isinstance(column, tuple):
+        return tuple(column[row] for row in rows)
+    return None if column is None else column[list(rows)]
+
+
+def _check_alike(clips: Sequence[Clip], multiple: int) -> None:
     sizes: set[Size] = {clip.size for clip in clips}
     if len(sizes) != 1:
         raise ValueError(f"the clips of a batch have one size, not {', '.join(map(str, sorted(sizes))) or 'none'}")
+    if len({(clip.frames, bool(clip.depth)) for clip in clips}) != 1:
+        raise ValueError("the clips of a batch have one number of frames, with depth maps or without")
     size = sizes.pop()
     if size.width % multiple or size.height % multiple:
         raise ValueError(f"{size} is not in multiples of {multiple} pixels")
 
 
-def _check_local_parts(weights: str) -> None:
-    """Say which file is missing before a loader says something vaguer. A repository's id is left to the hub."""
-    folder = Path(weights)
-    if not folder.is_dir():
-        if folder.exists() or folder.is_absolute() or weights.startswith(".") or weights.count("/") != 1:
-            raise FileNotFoundError(f"there is no directory of weights at {weights}")
+def _check_control(sampler: SVDSampler) -> None:
+    if not sampler.control:
         return
-    parts = ("unet/config.json", "vae/config.json", "image_encoder/config.json")
-    for path in [*(folder / part for part in parts), folder / "feature_extractor" / "preprocessor_config.json"]:
-        if not path.is_file():
-            raise FileNotFoundError(f"the checkpoint has no {path}")
-    for part in parts:
-        if not any((folder / part).parent.glob("*.safetensors")):
-            raise FileNotFoundError(f"the checkpoint has no safetensors file in {(folder / part).parent}")
+    unet, control = sampler.unet.config, sampler.control.network.config
+    for name in ("block_out_channels", "layers_per_block", "cross_attention_dim"):
+        if control[name] != unet[name]:
+            raise CheckpointError(f"the ControlNet's {name} is {control[name]}, the UNet's {unet[name]}")
+    halvings = len(control.conditioning_embedding_out_channels) - 1
+    if 2**halvings != sampler.factor:
+        raise CheckpointError(f"the ControlNet shrinks its maps {2**halvings} times, the VAE {sampler.factor} times")
 
 
-def _read_normalisation(weights: str, revision: str | None, size: int) -> ClipNormalisation:
-    """The feature extractor's mean and standard deviation; the rest of it is not used, as in diffusers' pipeline."""
-    from transformers import BaseImageProcessor
-
-    # The class that would do the work needs torchvision; its two constants do not.
-    config: dict[str, Any] = BaseImageProcessor.get_image_processor_dict(
-        weights, subfolder="feature_extractor", revision=revision
-    )[0]
-    return ClipNormalisation(size, tuple(config["image_mean"]), tuple(config["image_std"]))
-
-
-def _lay_out_for_cpu(*networks: torch.nn.Module) -> None:
+def _lay_out_for_cpu(network: torch.nn.Module) -> None:
     """Store temporal convolutions channels-last, because torch is slow at them on a CPU otherwise."""
     import torch
 
-    for network in networks:
-        for module in network.modules():
-            if isinstance(module, torch.nn.Conv3d):
-                module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

@@ -1,40 +1,66 @@
-"""fal-ai/svd: the caller chooses the number of steps. Its result calls the video file ``image``, as fal's does."""
+"""fal-ai/svd: the caller chooses the number of steps, what stays still, and by depth maps what the clip follows.
+
+Its result calls the video file ``image``, as fal's does.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import Field
 
 from deployments.errors import FeatureNotSupported
-from deployments.models.base import ImageToVideoInput, Plan, VideoInput, VideoModel
+from deployments.models.base import (
+    ControlledInput,
+    ControlNetConfig,
+    EndpointConfig,
+    Plan,
+    VideoConfig,
+    VideoInput,
+    VideoModel,
+)
 
 
-class SVDInput(ImageToVideoInput):
+class SVDInput(ControlledInput):
     """The input of fal-ai/svd."""
 
     steps: int = Field(20, ge=1, le=100, description="Sampler steps: more take longer and look cleaner.")
-    mask_image_url: str | None = Field(None, description="A mask: white keeps still, black moves. Not offered yet.")
-    control_maps_data_url: str | None = Field(None, description="An archive of depth maps. Not offered yet.")
+
+
+class SVDConfig(VideoConfig):
+    """Also names the ControlNet."""
+
+    controlnet: ControlNetConfig | None = Field(None, description="What depth maps go through; none, no maps.")
 
 
 class SVD(VideoModel):
     """Stable Video Diffusion XT."""
 
     Input: ClassVar[type[VideoInput]] = SVDInput
+    Config: ClassVar[type[EndpointConfig]] = SVDConfig
     title = "Stable Video Diffusion"
     result_key = "image"
+    config: SVDConfig
+
+    @property
+    def control(self) -> ControlNetConfig | None:  # noqa: D102
+        return self.config.controlnet
 
     def plan(self, input: VideoInput) -> Plan:
         """As every video model's.
 
         Raises:
-            FeatureNotSupported: A mask or depth maps were sent. Ignoring them would give another clip than asked for.
+            FeatureNotSupported: Depth maps were sent, and no ControlNet is configured.
         """
-        for field in ("mask_image_url", "control_maps_data_url"):
-            if getattr(input, field):
-                raise FeatureNotSupported(f"{field} is not supported by this server yet", ("body", field))
-        return super().plan(input)
+        assert isinstance(input, SVDInput)
+        plan = super().plan(input)
+        if not input.control_maps_data_url:
+            return plan
+        if not self.control:
+            field = "control_maps_data_url"
+            raise FeatureNotSupported(f"{field} is not supported: this server has no ControlNet", ("body", field))
+        return replace(plan, frames=self.control.max_maps, control=True)
 
     def billable_units(self, gpu_seconds: float) -> float:
         """Fal's unit for this endpoint is a compute second."""

@@ -6,15 +6,16 @@ with others, the picture is made here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
 from deployments.models.base import Endpoint, EndpointConfig, Plan, Size, VideoInput
+from deployments.models.checkpoints import Part, pipeline_parts
 from deployments.models.fast_svd_lcm import FastInput
 
 if TYPE_CHECKING:
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from PIL import Image
 
 LONGEST_PROMPT = 10_000
@@ -55,6 +56,9 @@ class TextToVideoConfig(EndpointConfig):
     scale: float = Field(1.0, gt=0, le=1, description="How much smaller than asked for the clips are.")
     multiple: int = Field(64, gt=0, description="Width and height are rounded to multiples of this many pixels.")
     steps: int = Field(25, gt=0, description="Steps of the text-to-image pipeline.")
+    guidance: float | None = Field(
+        None, ge=0, description="Its guidance scale, where its own default is not right: 0 for a turbo model."
+    )
 
 
 class TextToVideo(Endpoint):
@@ -64,7 +68,7 @@ class TextToVideo(Endpoint):
     Config: ClassVar[type[EndpointConfig]] = TextToVideoConfig
     title = "Fast SVD, text to video"
     config: TextToVideoConfig
-    _pipeline: DiffusionPipeline
+    _pipeline: Any
 
     @property
     def video_endpoint(self) -> str:  # noqa: D102
@@ -75,16 +79,18 @@ class TextToVideo(Endpoint):
         size = self._size(input)
         return Plan(input.steps, largest=size, size=size)
 
+    def parts(self) -> Mapping[str, Part]:  # noqa: D102
+        return pipeline_parts(self.config.checkpoint, self.config.variant)
+
     def setup(self, device: str) -> None:  # noqa: D102
         import torch
-        from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+        from diffusers import DiffusionPipeline
 
-        self._pipeline = DiffusionPipeline.from_pretrained(
-            self.config.source,
-            revision=self.config.revision,
-            use_safetensors=True,
-            dtype=torch.float32 if device == "cpu" else torch.bfloat16,
-        ).to(device)
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        networks = {name: part.load(dtype) for name, part in self.parts().items() if part.has_tensors}
+        folder = self.config.checkpoint.folder(self.config.variant)
+        pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **networks)
+        self._pipeline = pipeline.to(device)
         self._pipeline.set_progress_bar_config(disable=True)
 
     def paint(self, input: TextToVideoInput) -> Image.Image:
@@ -92,12 +98,14 @@ class TextToVideo(Endpoint):
         import torch
 
         size = self._size(input)
+        guidance = {} if self.config.guidance is None else {"guidance_scale": self.config.guidance}
         picture: Image.Image = self._pipeline(
             input.prompt,
             width=size.width,
             height=size.height,
             num_inference_steps=self.config.steps,
             generator=torch.Generator("cpu").manual_seed(input.seed),
+            **guidance,
         ).images[0]
         return picture
 

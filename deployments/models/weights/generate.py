@@ -1,6 +1,6 @@
 """Write the small checkpoints that ship with the package: ``python -m deployments.models.weights.generate [DIR]``.
 
-    configurations ──▶ networks with random weights, from a fixed seed ──▶ DIR/svd, DIR/text-to-image
+    configurations ──▶ networks with random weights, from a fixed seed ──▶ DIR/svd, DIR/depth, DIR/text-to-image
 
 Shapes and file layout are those of the published models; the widths are the smallest their group norms take. The same
 versions of torch, diffusers and transformers write the same bytes every time.
@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deployments.models.checkpoints import HASHES, sha256
+
 if TYPE_CHECKING:
     from diffusers import (
         AutoencoderKL,
@@ -23,11 +25,26 @@ if TYPE_CHECKING:
     )
     from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+    from deployments.models.networks import DepthControlNet
+
 WIDTH = 32
 """The smallest width: every group norm has 32 groups."""
 
 UNET_WIDTHS = (WIDTH, 2 * WIDTH)
 """With one channel a group, a norm would take away all that a time embedding adds to it, so one level has two."""
+
+VIDEO_ENCODER: dict[str, Any] = {
+    "sample_size": 8,
+    "down_block_types": ("DownBlockSpatioTemporal",) * 2,  # the middle block, which always attends, is enough
+    "block_out_channels": UNET_WIDTHS,
+    "addition_time_embed_dim": WIDTH,
+    "projection_class_embeddings_input_dim": 3 * WIDTH,
+    "layers_per_block": 1,
+    "cross_attention_dim": WIDTH,
+    "num_attention_heads": (1, 1),
+    "num_frames": 25,
+}
+"""What the UNet and its ControlNet have in common."""
 
 VAE_LEVELS = 4
 """Three halvings, so one latent covers 8x8 pixels as in the published VAEs."""
@@ -63,12 +80,13 @@ FEATURE_EXTRACTOR = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line and write both checkpoints."""
+    """Read the command line and write all checkpoints."""
     parser = argparse.ArgumentParser(description="Write the small random checkpoints that ship with svd-serve.")
     parser.add_argument("directory", nargs="?", type=Path, default=Path(__file__).parent, help="where (default: here)")
     directory: Path = parser.parse_args(arguments).directory
-    write_svd(directory / "svd")
-    write_text_to_image(directory / "text-to-image")
+    for name, write in {"svd": write_svd, "depth": write_depth, "text-to-image": write_text_to_image}.items():
+        write(directory / name)
+        write_hashes(directory / name)
 
 
 def write_svd(directory: Path) -> None:
@@ -93,6 +111,18 @@ def write_svd(directory: Path) -> None:
     ).save_pretrained(directory / "scheduler")
     _write_json(directory / "feature_extractor" / "preprocessor_config.json", FEATURE_EXTRACTOR)
     _write_json(directory / "model_index.json", SVD_INDEX)
+
+
+def write_depth(directory: Path) -> None:
+    """Write a ControlNet for the SVD checkpoint, in the layout of the published ones."""
+    _save_halved(_depth_controlnet(), directory / "controlnet")
+
+
+def write_hashes(directory: Path) -> None:
+    """Write what ``svd-serve weights check`` holds the files against, as ``sha256sum`` would."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != HASHES)
+    lines = [f"{sha256(path)}  {path.relative_to(directory).as_posix()}\n" for path in files]
+    (directory / HASHES).write_text("".join(lines), encoding="utf-8")
 
 
 def write_text_to_image(directory: Path) -> None:
@@ -125,18 +155,20 @@ def _video_unet() -> UNetSpatioTemporalConditionModel:
     from diffusers import UNetSpatioTemporalConditionModel
 
     torch.manual_seed(SEED)
-    return UNetSpatioTemporalConditionModel(
-        sample_size=8,
-        down_block_types=("DownBlockSpatioTemporal",) * 2,  # the middle block, which always attends, is enough
-        up_block_types=("UpBlockSpatioTemporal",) * 2,
-        block_out_channels=UNET_WIDTHS,
-        addition_time_embed_dim=WIDTH,
-        projection_class_embeddings_input_dim=3 * WIDTH,
-        layers_per_block=1,
-        cross_attention_dim=WIDTH,
-        num_attention_heads=(1, 1),
-        num_frames=25,
-    )
+    return UNetSpatioTemporalConditionModel(up_block_types=("UpBlockSpatioTemporal",) * 2, **VIDEO_ENCODER)
+
+
+def _depth_controlnet() -> DepthControlNet:
+    import torch
+
+    from deployments.models.networks import DepthControlNet
+
+    torch.manual_seed(SEED)
+    network: DepthControlNet = DepthControlNet(conditioning_embedding_out_channels=(8, 8, 16, 16), **VIDEO_ENCODER)
+    for parameter in network.parameters():
+        if not parameter.any():  # what training starts from: zeros, through which nothing would be seen
+            torch.nn.init.normal_(parameter, std=0.1)
+    return network
 
 
 def _video_vae() -> AutoencoderKLTemporalDecoder:
