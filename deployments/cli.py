@@ -1,4 +1,4 @@
-"""``svd-serve``: start the service on this machine, try it, migrate its database.
+"""``svd-serve``: start the service on this machine, try it, check its weights, migrate its database.
 
 ``serve`` deploys serve_config.yaml the way ``serve deploy`` and KubeRay do, on a Ray cluster of its own that lives and
 dies with this process.
@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +26,8 @@ import httpx
 import psutil
 import yaml
 
+from deployments.models.base import Endpoint
+from deployments.models.checkpoints import CheckpointError, Part
 from deployments.settings import AppArgs, Settings
 from deployments.storage import FileStorage
 
@@ -55,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands)
     _add_demo(commands)
+    _add_weights(commands)
     migrate = commands.add_parser("migrate", help="bring the database to the newest schema")
     migrate.set_defaults(run=_migrate)
     options = parser.parse_args(arguments)
@@ -79,6 +82,17 @@ def _add_demo(commands: Any) -> None:
     demo.set_defaults(run=_demo)
 
 
+def _add_weights(commands: Any) -> None:
+    weights = commands.add_parser("weights", help="check or fetch what a configuration names")
+    actions = weights.add_subparsers(required=True, metavar="ACTION")
+    check = actions.add_parser("check", help="verify presence, hashes and shapes; downloads nothing, needs no GPU")
+    fetch = actions.add_parser("fetch", help="download what is missing into the hub's cache")
+    for action in (check, fetch):
+        action.add_argument("config", type=Path, nargs="?", default=Path("serve_config.yaml"))
+    check.set_defaults(run=_check_weights)
+    fetch.set_defaults(run=_fetch_weights)
+
+
 # ---------------------------------------------------------------- serve
 
 
@@ -88,7 +102,7 @@ def _serve(options: argparse.Namespace) -> int:
         return _complain(problem)
     _set_environment(options)
     try:
-        config = _read_config(options)
+        config = _serve_config(options)
         settings = Settings()
         settings.key()  # made here, before several processes want it
         sample = asyncio.run(FileStorage.open(settings.storage_url, settings.public_url).put(SAMPLE, SAMPLE_KEY))
@@ -143,17 +157,22 @@ def _reachable(host: str) -> str:
     return "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - a comparison
 
 
-def _read_config(options: argparse.Namespace) -> Any:
+def _serve_config(options: argparse.Namespace) -> Any:
     """The Serve configuration, checked as far as it can be before anything has started."""
     from ray.serve.schema import ServeDeploySchema
 
-    document = yaml.safe_load(options.config.read_text())
-    if not isinstance(document, dict):
-        raise ValueError("it holds no configuration")
+    document = _read_config(options.config)
     document.setdefault("http_options", {}).update(host=options.host, port=options.port)
     for application in document.get("applications", []):
         AppArgs.model_validate(application.get("args", {}))
     return ServeDeploySchema.model_validate(document)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    document = yaml.safe_load(path.read_text())
+    if not isinstance(document, dict):
+        raise ValueError("it holds no configuration")
+    return document
 
 
 def _deploy(config: Any) -> None:
@@ -308,6 +327,54 @@ def point_fal_client_at(url: str) -> None:
 
     fal.RUN_URL_FORMAT = f"{url}/"
     fal.QUEUE_URL_FORMAT = f"{url}/queue/"
+
+
+# ---------------------------------------------------------------- weights
+
+
+def _check_weights(options: argparse.Namespace) -> int:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # what is missing is told, not downloaded
+
+    def check(part: Part) -> str:
+        parameters, hashes, files = part.check(), part.check_hashes(), len(part.files())
+        size = f"{parameters:,} parameters, " if part.has_tensors else ""
+        return f"ok, {size}{hashes} of {files} files with a known hash"
+
+    return _for_each_part(options.config, check)
+
+
+def _fetch_weights(options: argparse.Namespace) -> int:
+    return _for_each_part(options.config, lambda part: ", ".join(str(path) for _, path in part.files()))
+
+
+def _for_each_part(config: Path, work: Callable[[Part], str]) -> int:
+    """Print what ``work`` says of each part of each endpoint; fail if anything is wrong with one."""
+    os.environ |= {name: value for name, value in SERVICE_ENVIRONMENT.items() if name not in os.environ}
+    try:
+        applications = _read_config(config).get("applications", [])
+        endpoints = [each for app in applications for each in AppArgs.model_validate(app["args"]).build().values()]
+    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+        return _complain(f"{config}: {error}")
+    wrong = 0
+    for endpoint in endpoints:
+        print(endpoint.id, flush=True)
+        for name, say in _sayings(endpoint, work):
+            print(f"  {name}: {say}", flush=True)
+            wrong += isinstance(say, CheckpointError)
+    return _complain(f"{wrong} parts are not as they must be") if wrong else 0
+
+
+def _sayings(endpoint: Endpoint, work: Callable[[Part], str]) -> Iterator[tuple[str, str | CheckpointError]]:
+    try:
+        parts = endpoint.parts()
+    except CheckpointError as error:
+        yield "weights", error
+        return
+    for name, part in parts.items():
+        try:
+            yield name, work(part)
+        except CheckpointError as error:
+            yield name, error
 
 
 # ---------------------------------------------------------------- migrate

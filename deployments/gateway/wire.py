@@ -78,11 +78,12 @@ def _error_headers(error_type: str | None) -> dict[str, str]:
     return headers
 
 
-def _log_body(line: LogLine) -> dict[str, str]:
+def _log_body(line: LogLine) -> dict[str, Any]:
     timestamp = datetime.fromtimestamp(line.at, UTC).isoformat(timespec="microseconds")
-    return {
+    body = {
         "message": line.message,
         "level": line.level,
         "source": "USER",
         "timestamp": timestamp.replace("+00:00", "Z"),
     }
+    return body if line.progress is None else {**body, "progress": line.progress}

@@ -193,7 +193,8 @@ class Dispatcher:
     async def _on_event(self, event: Event, running: dict[str, Attempt]) -> None:
         if isinstance(event, Progress):
             ids = [request_id for request_id in event.request_ids if request_id in running]
-            self._lines += [LogLine(request_id, event.message, time.time()) for request_id in ids]
+            at = time.time()
+            self._lines += [LogLine(request_id, event.message, at, progress=event.fraction) for request_id in ids]
             return
         attempt = running[event.request_id]
         with contextlib.suppress(Unavailable):  # a log is not worth a result

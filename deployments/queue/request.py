@@ -100,12 +100,13 @@ class InferenceRequest:
 
 @dataclass(frozen=True)
 class LogLine:
-    """One line of a request's log."""
+    """One line of a request's log; ``progress``, from 0 to 1, where the line tells of some."""
 
     request_id: str
     message: str
     at: float
     level: str = "INFO"
+    progress: float | None = None
 
 
 class Cancelled(StrEnum):

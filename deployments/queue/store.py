@@ -149,7 +149,7 @@ class RequestStore:
         """A request's log, oldest line first, without the first ``skip`` lines."""
         lines = request_logs.c
         query = (
-            select(lines.request_id, lines.message, lines.at, lines.level)
+            select(lines.request_id, lines.message, lines.at, lines.level, lines.progress)
             .where(lines.request_id == request_id)
             .order_by(lines.seq)
             .offset(skip)

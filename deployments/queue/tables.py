@@ -92,6 +92,7 @@ request_logs = Table(
     Column("at", Float, nullable=False),
     Column("level", String(6), nullable=False),
     Column("message", Text, nullable=False),
+    Column("progress", Float),
 )
 
 dispatchers = Table(
