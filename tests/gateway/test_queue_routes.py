@@ -10,8 +10,11 @@ from uuid import UUID
 import pytest
 
 from deployments.gateway.submission import MAX_BODY_BYTES
+from deployments.models.svd import SVD as SVDEndpoint
+from deployments.models.svd import SVDConfig
 from deployments.queue.request import LogLine, Priority
-from deployments.queue.store import BatchLimits
+from deployments.queue.store import BatchLimits, RequestStore
+from deployments.storage import FileStorage
 from tests.gateway.conftest import (
     FAST,
     INPUT,
@@ -23,6 +26,7 @@ from tests.gateway.conftest import (
     URL,
     Gateway,
     messages,
+    open_gateway,
     sse,
 )
 
@@ -219,13 +223,15 @@ async def test_an_invalid_input_is_accepted_and_fails_on_its_result(gateway: Gat
     }
 
 
-async def test_an_unsupported_feature_fails_on_the_result(gateway: Gateway) -> None:
-    request_id = await gateway.submit(json={**INPUT, "mask_image_url": "https://example.com/mask.png"})
+async def test_an_unsupported_feature_fails_on_the_result(store: RequestStore, storage: FileStorage) -> None:
+    uncontrolled = {SVD: SVDEndpoint(SVD, SVDConfig(weights="none"))}
+    async with open_gateway(store, storage, uncontrolled) as gateway:
+        request_id = await gateway.submit(json={**INPUT, "control_maps_data_url": "https://example.com/maps.zip"})
+        reply = await gateway.client.get(f"/queue/{SVD}/requests/{request_id}")
 
-    reply = await gateway.client.get(f"/queue/{SVD}/requests/{request_id}")
     assert reply.status_code == 422
     assert reply.json()["detail"][0]["type"] == "feature_not_supported"
-    assert reply.json()["detail"][0]["loc"] == ["body", "mask_image_url"]
+    assert reply.json()["detail"][0]["loc"] == ["body", "control_maps_data_url"]
 
 
 async def test_a_long_invalid_input_fails_as_a_short_one_does(gateway: Gateway) -> None:
@@ -303,12 +309,18 @@ async def test_a_finished_request_tells_its_inference_time_and_no_error(gateway:
 async def test_logs_are_the_whole_list_when_asked_for(gateway: Gateway, asked: str) -> None:
     request_id = await gateway.submit()
     await gateway.claim()
-    await gateway.store.log([LogLine(request_id, "Step 1/20", 1_700_000_000.25)])
+    await gateway.store.log([LogLine(request_id, "Step 1/20", 1_700_000_000.25, progress=0.05)])
     await gateway.store.log([LogLine(request_id, "lost", 1_700_000_001.0, "WARN")])
 
     status = await gateway.status(request_id, logs=asked)
     assert status["logs"] == [
-        {"message": "Step 1/20", "level": "INFO", "source": "USER", "timestamp": "2023-11-14T22:13:20.250000Z"},
+        {
+            "message": "Step 1/20",
+            "level": "INFO",
+            "source": "USER",
+            "timestamp": "2023-11-14T22:13:20.250000Z",
+            "progress": 0.05,
+        },
         {"message": "lost", "level": "WARN", "source": "USER", "timestamp": "2023-11-14T22:13:21.000000Z"},
     ]
     assert (await gateway.status(request_id, logs=asked))["logs"] == status["logs"]

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from deployments.errors import FeatureNotSupported, InvalidInput
-from deployments.models.base import FRAMES, Endpoint, Plan, Size, VideoConfig, VideoInput
+from deployments.models.base import FRAMES, ControlNetConfig, Endpoint, Plan, Size, VideoConfig, VideoInput
+from deployments.models.svd import SVD as SVDEndpoint
+from deployments.models.svd import SVDConfig
 from deployments.models.text_to_video import PRESETS, TextToVideo, TextToVideoConfig
 from deployments.settings import AppArgs
 
@@ -327,20 +329,36 @@ def test_another_video_size_is_refused(video_size: Any, types: set[str]) -> None
 # ---------------------------------------------------------------- what is not offered
 
 
-@pytest.mark.parametrize("field", ["mask_image_url", "control_maps_data_url"])
-def test_svd_names_the_feature_that_it_does_not_offer(field: str) -> None:
+def test_svd_without_a_controlnet_refuses_depth_maps_by_name() -> None:
+    endpoint = SVDEndpoint(SVD, SVDConfig(weights="none"))
     with pytest.raises(FeatureNotSupported) as caught:
-        plan(SVD, **{field: "https://example.com/mask.png"})
+        endpoint.plan(parse(SVD, control_maps_data_url="https://example.com/maps.zip"))
 
     [detail] = caught.value.body()["detail"]
     assert caught.value.status == 422
-    assert (detail["loc"], detail["type"]) == (["body", field], "feature_not_supported")
+    assert (detail["loc"], detail["type"]) == (["body", "control_maps_data_url"], "feature_not_supported")
 
 
 @pytest.mark.parametrize("field", ["mask_image_url", "control_maps_data_url"])
 @pytest.mark.parametrize("nothing", [None, ""])
 def test_svd_takes_no_mask_as_none(field: str, nothing: str | None) -> None:
     assert plan(SVD, **{field: nothing}) == plan(SVD)
+
+
+def test_led_clips_share_batches_among_themselves_and_weigh_as_many_frames_as_there_may_be_maps() -> None:
+    config = SVDConfig(weights="none", controlnet=ControlNetConfig(weights="none", max_maps=14))
+    endpoint = SVDEndpoint(SVD, config)
+    led = endpoint.plan(parse(SVD, control_maps_data_url="https://example.com/maps.zip"))
+    other = endpoint.plan(parse(SVD, control_maps_data_url="https://example.com/other.zip", seed=3))
+    free = endpoint.plan(parse(SVD))
+
+    assert led == other
+    assert led.batch_key != free.batch_key
+    assert led.pixel_frames * FRAMES == free.pixel_frames * 14
+
+
+def test_a_mask_changes_nothing_about_the_batch() -> None:
+    assert plan(SVD, mask_image_url="https://example.com/mask.png") == plan(SVD)
 
 
 # ---------------------------------------------------------------- plans

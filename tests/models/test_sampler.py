@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, StableVideoDiffusionPipeline, UNetSpatioTemporalConditionModel
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import deployments.models.weights
-from deployments.models.base import FRAMES, Clip, Size, VideoConfig
-from deployments.models.checkpoints import Checkpoint, svd_parts
+from deployments.errors import RunnerServerError
+from deployments.models.base import FRAMES, Clip, ControlNetConfig, Size, VideoConfig
+from deployments.models.checkpoints import Checkpoint, CheckpointError, controlnet_part, svd_parts
+from deployments.models.networks import DepthControlNet
 from deployments.models.sampler import SVDSampler, to_uint8
 from deployments.models.schedules import Schedule, euler_schedule, lcm_schedule
 from deployments.models.stable_video import StableVideo
@@ -29,6 +33,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 WEIGHTS = Path(deployments.models.weights.__file__).parent / "svd"
+DEPTH = WEIGHTS.with_name("depth")
 WIDTH, HEIGHT = 48, 32
 STEPS = 4
 GUIDED = (1.0, 3.0)
@@ -87,7 +92,7 @@ def float_frames(
     keep: Callable[[int], Collection[int]] = keep_all,
 ) -> dict[int, torch.Tensor]:
     latents = sampler.denoise(clips, schedule or euler_schedule(STEPS), guidance, keep)
-    return {index: sampler.decode(member) for index, member in latents.items()}
+    return {index: sampler.finish(clips[index], member) for index, member in latents.items()}
 
 
 def stock_frames(
@@ -303,3 +308,303 @@ def test_sizes_that_the_networks_cannot_make_stop_the_setup() -> None:
     config = VideoConfig(weights=str(WEIGHTS), sizes=(Size(112, 64), Size(100, 64)))
     with pytest.raises(ValueError, match="multiples of 16 pixels, unlike 100x64"):
         StableVideo("fal-ai/stable-video", config).setup("cpu")
+
+
+# ---------------------------------------------------------------- what stays still
+
+
+def left_half() -> np.ndarray:
+    still = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    still[:, : WIDTH // 2] = True
+    return still
+
+
+def sample_one(sampler: SVDSampler, clip: Clip, steps: int = 3) -> np.ndarray:
+    (frames,) = sampler.sample([clip], euler_schedule(steps), GUIDED, keep_all)
+    assert frames is not None
+    return frames
+
+
+def test_what_is_masked_stays_and_the_rest_moves(sampler: SVDSampler) -> None:
+    clip = replace(CLIPS[1], still=left_half())
+    frames = sample_one(sampler, clip)
+
+    expected = np.array(clip.picture)
+    assert (frames[:, :, : WIDTH // 2] == expected[:, : WIDTH // 2]).all()
+    moving = frames[:, :, WIDTH // 2 + 8 :].astype(float)
+    assert (moving.std(axis=0).mean(), np.abs(moving - expected[:, WIDTH // 2 + 8 :]).mean()) > (1.0, 5.0)
+
+
+def test_the_border_is_no_rougher_than_the_moving_part(sampler: SVDSampler) -> None:
+    frames = sample_one(sampler, replace(CLIPS[1], still=left_half())).astype(float)
+    steps = np.abs(np.diff(frames, axis=2)).mean(axis=(0, 1, 3))
+
+    border = steps[WIDTH // 2 - 2 : WIDTH // 2 + 5]  # from the last still columns to the feather's end
+    assert border.max() <= 1.25 * steps[WIDTH // 2 + 5 :].max()
+
+
+def test_the_still_latents_are_the_pictures_at_the_end(sampler: SVDSampler) -> None:
+    clip = replace(CLIPS[1], still=left_half())
+    latents = sampler.denoise([clip], euler_schedule(2), GUIDED, keep_all)[0]
+
+    pixels = torch.from_numpy(np.array(clip.picture, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
+    encoded = sampler.vae.encode(pixels[None]).latent_dist.mode() * sampler.vae.config.scaling_factor
+    cells = WIDTH // 8 // 2
+    assert_same(latents[..., :cells], encoded[..., :cells].expand(FRAMES, -1, -1, -1), 1e-5)
+    assert (latents[..., cells:] - encoded[..., cells:]).abs().mean() > 0.01
+
+
+def test_the_moving_part_is_made_with_the_still_one_in_view(sampler: SVDSampler) -> None:
+    """Else the mask would only be pasted over a clip that knows nothing of it."""
+    free = sampler.denoise([CLIPS[1]], euler_schedule(3), GUIDED, keep_all)[0]
+    held = sampler.denoise([replace(CLIPS[1], still=left_half())], euler_schedule(3), GUIDED, keep_all)[0]
+    assert (free - held)[..., WIDTH // 8 // 2 :].abs().max() > 1e-3
+
+
+def test_a_mask_of_one_clip_leaves_the_others_of_its_batch_alone(sampler: SVDSampler) -> None:
+    masked = replace(CLIPS[1], still=left_half())
+    together = float_frames(sampler, [CLIPS[0], masked, CLIPS[2]])
+
+    for index in (0, 2):
+        assert_same(together[index], float_frames(sampler, [CLIPS[index]])[0], 1e-5)
+    assert_same(together[1], float_frames(sampler, [masked])[0], 1e-5)
+
+
+def test_a_clip_of_which_nothing_may_move_asks_no_network(sampler: SVDSampler, unet_batches: list[int]) -> None:
+    static = replace(CLIPS[0], still=np.ones((HEIGHT, WIDTH), dtype=bool))
+    frames = sample_one(sampler, static)
+    assert (frames == np.array(static.picture)).all()
+    assert frames.shape == (FRAMES, HEIGHT, WIDTH, 3)
+    assert unet_batches == []
+
+    repeated, moving = sampler.sample([static, CLIPS[1]], euler_schedule(2), GUIDED, keep_all)
+    assert np.array_equal(repeated, frames)  # type: ignore[arg-type]
+    assert np.array_equal(moving, sample_one(sampler, CLIPS[1], 2))  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- depth maps
+
+
+@pytest.fixture(scope="module")
+def controlled() -> SVDSampler:
+    return load_controlled(ControlNetConfig(weights=str(DEPTH)))
+
+
+def load_controlled(config: ControlNetConfig) -> SVDSampler:
+    parts = svd_parts(Checkpoint(str(WEIGHTS)), variant=None, unet=None)
+    parts["controlnet"] = controlnet_part(config.checkpoint, config.folder, config.variant)
+    sampler = SVDSampler.load(parts, control=config)
+    sampler.batched = True
+    return sampler
+
+
+def led(clip: Clip, maps: int, seed: int = 100) -> Clip:
+    return replace(clip, depth=tuple(picture(seed + index) for index in range(maps)))
+
+
+@pytest.mark.parametrize("maps", [1, 2, 14])
+def test_a_led_clip_has_a_frame_for_each_map(controlled: SVDSampler, maps: int) -> None:
+    assert sample_one(controlled, led(CLIPS[0], maps), 1).shape == (maps, HEIGHT, WIDTH, 3)
+
+
+def test_every_map_matters_and_their_order_too(controlled: SVDSampler) -> None:
+    clip = led(CLIPS[0], 3)
+    frames = float_frames(controlled, [clip])[0]
+    turned = float_frames(controlled, [replace(clip, depth=clip.depth[::-1])])[0]
+    other = float_frames(controlled, [replace(clip, depth=(*clip.depth[:2], picture(7)))])[0]
+
+    assert (frames - turned).abs().mean() > 1e-4
+    assert (frames - other).abs().mean() > 1e-4
+
+
+@pytest.mark.parametrize("change", [{"scale": 0.5}, {"scale": 0.0}, {"depth_range": "unit"}, {"accumulate": False}])
+def test_every_switch_of_the_controlnet_matters(controlled: SVDSampler, change: dict[str, Any]) -> None:
+    other = load_controlled(ControlNetConfig(weights=str(DEPTH), **change))
+    clips = [led(CLIPS[0], 2)]
+    assert (float_frames(controlled, clips)[0] - float_frames(other, clips)[0]).abs().mean() > 1e-4
+
+
+def test_what_is_black_in_a_map_is_minus_one_or_nought(controlled: SVDSampler) -> None:
+    maps = [Image.new("RGB", (WIDTH, HEIGHT), grey) for grey in ("black", "white")]
+    clip = replace(CLIPS[0], depth=tuple(maps))
+    seen: list[torch.Tensor] = []
+    for depth_range in ("signed", "unit"):
+        sampler = load_controlled(ControlNetConfig(weights=str(DEPTH), depth_range=depth_range))  # type: ignore[arg-type]
+        embedding = sampler.control.network.controlnet_cond_embedding  # type: ignore[union-attr]
+        embedding.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        sampler.denoise([clip], euler_schedule(1), GUIDED, keep_all)
+
+    assert [values.amin(dim=(1, 2, 3)).tolist() for values in seen] == [[-1, 1], [0, 1]]
+
+
+def test_maps_lead_nothing_with_a_scale_of_nought(controlled: SVDSampler, sampler: SVDSampler) -> None:
+    idle = load_controlled(ControlNetConfig(weights=str(DEPTH), scale=0))
+    frames = float_frames(idle, [led(CLIPS[0], FRAMES)])[0]
+    assert_same(frames, float_frames(sampler, [CLIPS[0]])[0], 1e-5)
+
+
+def test_the_maps_are_seen_once_a_clip_not_once_a_step(controlled: SVDSampler) -> None:
+    calls: list[int] = []
+    assert controlled.control
+    embedding = controlled.control.network.controlnet_cond_embedding
+    hook = embedding.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    controlled.denoise([led(CLIPS[0], 3)], euler_schedule(4), GUIDED, keep_all)
+    hook.remove()
+    assert calls == [3]
+
+
+def test_a_clip_may_be_masked_and_led(controlled: SVDSampler) -> None:
+    clip = replace(led(CLIPS[1], 3), still=left_half())
+    frames = sample_one(controlled, clip)
+
+    assert (frames[:, :, : WIDTH // 2] == np.array(clip.picture)[:, : WIDTH // 2]).all()
+    unled = sample_one(controlled, replace(led(CLIPS[1], 3, seed=500), still=left_half()))
+    assert (frames != unled).any()
+
+
+def test_clips_with_and_without_maps_share_no_batch(controlled: SVDSampler) -> None:
+    for other in (CLIPS[1], led(CLIPS[1], 2)):
+        with pytest.raises(ValueError, match="one number of frames, with depth maps or without"):
+            controlled.denoise([led(CLIPS[0], 3), other], euler_schedule(1), GUIDED, keep_all)
+
+
+def test_a_controlnet_of_another_shape_is_refused(tmp_path: Path) -> None:
+    config = json.loads((DEPTH / "controlnet" / "config.json").read_text())
+    for change, reason in (
+        ({"block_out_channels": [32, 32]}, r"block_out_channels is .*32, 32"),
+        ({"conditioning_embedding_out_channels": [8, 8]}, "shrinks its maps 2 times, the VAE 8 times"),
+    ):
+        DepthControlNet.from_config(config | change).save_pretrained(tmp_path / "controlnet")
+        with pytest.raises(CheckpointError, match=reason):
+            load_controlled(ControlNetConfig(weights=str(tmp_path)))
+
+
+# ---------------------------------------------------------------- any mix in a batch
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[list[Clip], int, tuple[float, float]]:
+    """Two or three clips that may share a batch, and differ in all else."""
+    width, height = draw(st.sampled_from([(32, 16), (16, 48), (48, 48)]))
+    maps = draw(st.sampled_from([1, 2, 5]))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    clips = []
+    for _ in range(draw(st.integers(2, 3))):
+        still = np.asarray(rng.integers(0, 2, (height, width)), dtype=bool) if draw(st.booleans()) else None
+        if draw(st.booleans()) and still is not None:
+            still[:, : width // 2] = True
+        clips.append(
+            Clip(
+                picture(int(rng.integers(10**6)), width, height),
+                seed=draw(st.integers(0, 2**63 - 1)),
+                motion_bucket_id=draw(st.integers(1, 255)),
+                cond_aug=draw(st.floats(0, 10)),
+                still=still,
+                depth=tuple(picture(int(rng.integers(10**6)), width, height) for _ in range(maps)),
+            )
+        )
+    return clips, draw(st.integers(1, 3)), draw(st.sampled_from([GUIDED, UNGUIDED, (2.0, 2.0)]))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(batch=batches(), lcm=st.booleans())
+def test_any_mix_gives_each_clip_what_it_gets_alone(
+    controlled: SVDSampler, batch: tuple[list[Clip], int, tuple[float, float]], lcm: bool
+) -> None:
+    clips, steps, guidance = batch
+    schedule = lcm_schedule(steps) if lcm else euler_schedule(steps)
+    together = float_frames(controlled, clips, schedule, guidance)
+    for index, clip in enumerate(clips):
+        alone = float_frames(controlled, [clip], schedule, guidance)[0]
+        assert alone.shape == (clip.frames, 3, clip.size.height, clip.size.width)
+        assert_same(together[index], alone, 1e-4 if clip.cond_aug > 1 else 1e-5)
+
+
+BFLOAT16_DECIBELS = 35.0
+"""What a clip of a batch and the same clip alone agree to in bfloat16, at least (README)."""
+
+
+def test_in_bfloat16_a_batch_agrees_with_each_clip_alone_to_the_stated_bound() -> None:
+    half = load()
+    half.batched = True
+    for network in (half.unet, half.image_encoder, half.vae.decoder):
+        network.to(torch.bfloat16)
+
+    together = float_frames(half, CLIPS, lcm_schedule(4), UNGUIDED)
+    for index, clip in enumerate(CLIPS):
+        error = (together[index] - float_frames(half, [clip], lcm_schedule(4), UNGUIDED)[0]).square().mean()
+        assert -10 * torch.log10(error.clamp_min(1e-12)) > BFLOAT16_DECIBELS
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.fixture
+def small_gpu(sampler: SVDSampler) -> Iterator[Callable[[int], list[int]]]:
+    """A sampler whose GPU has room for so many rows; tells which calls were tried."""
+    hooks = []
+
+    def limit(rows: int) -> list[int]:
+        tried: list[int] = []
+
+        def refuse(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            tried.append(len(inputs[0]))
+            if len(inputs[0]) > rows:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        hooks.append(sampler.unet.register_forward_pre_hook(refuse))
+        return tried
+
+    yield limit
+    for hook in hooks:
+        hook.remove()
+    sampler._most_rows.clear()
+
+
+@pytest.mark.parametrize(
+    ("room", "first", "then"), [(3, [6, 3, 3], [3, 3]), (2, [6, 3, 2, 1, 2, 1], [2, 1, 2, 1]), (1, None, [1] * 6)]
+)
+def test_what_does_not_fit_is_halved_and_goes_on(
+    sampler: SVDSampler,
+    small_gpu: Callable[[int], list[int]],
+    room: int,
+    first: list[int] | None,
+    then: list[int],
+) -> None:
+    whole = float_frames(sampler, CLIPS, euler_schedule(2))
+    tried = small_gpu(room)
+    halved = float_frames(sampler, CLIPS, euler_schedule(2))
+
+    for index in whole:
+        assert_same(halved[index], whole[index], 1e-5)
+    assert tried[-len(then) :] == then  # what once did not fit is not tried again
+    if first is not None:
+        assert tried[: len(first)] == first
+
+
+def test_other_sizes_are_still_tried_whole(sampler: SVDSampler, small_gpu: Callable[[int], list[int]]) -> None:
+    tried = small_gpu(1)
+    float_frames(sampler, CLIPS[:1], euler_schedule(1))
+    small = replace(CLIPS[0], picture=picture(1, 16, 16))
+    float_frames(sampler, [small], euler_schedule(1))
+    assert tried == [2, 1, 1, 2, 1, 1]
+
+
+def test_a_clip_that_does_not_fit_alone_says_so_and_the_next_is_served(
+    sampler: SVDSampler, small_gpu: Callable[[int], list[int]]
+) -> None:
+    small_gpu(0)
+    with pytest.raises(RunnerServerError, match="A clip of 25 frames of 48x32 does not fit into the GPU's memory"):
+        sampler.sample(CLIPS[:2], euler_schedule(1), GUIDED, keep_all)
+
+
+def test_a_decoder_out_of_memory_says_so_and_leaves_the_sampler_whole(
+    sampler: SVDSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patch, pytest.raises(RunnerServerError, match="does not fit"):
+        patch.setattr(sampler.vae, "decode", refuse)
+        sampler.sample(CLIPS[:1], euler_schedule(1), GUIDED, keep_all)
+    assert sample_one(sampler, CLIPS[0], 1).shape == (FRAMES, HEIGHT, WIDTH, 3)

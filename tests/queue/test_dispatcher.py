@@ -38,7 +38,7 @@ class FakeReplicas:
 
 
 async def finish(attempts: list[Attempt]) -> AsyncIterator[Event]:
-    yield Progress(tuple(attempt.request_id for attempt in attempts), "Step 1/1")
+    yield Progress(tuple(attempt.request_id for attempt in attempts), "Step 1/1", 1.0)
     for attempt in attempts:
         yield Finished(attempt.request_id, {"ran": attempt.number}, 0.5, 0.25)
 
@@ -105,7 +105,7 @@ async def test_requests_stay_in_the_queue_until_a_replica_is_free(store: Request
 async def test_lost_replica_gives_one_result_from_the_second_attempt(store: RequestStore) -> None:
     async def die_once(attempts: list[Attempt]) -> AsyncIterator[Event]:
         if attempts[0].number == 1:
-            yield Progress((attempts[0].request_id,), "Step 1/2")
+            yield Progress((attempts[0].request_id,), "Step 1/2", 0.5)
             raise ActorDiedError
         async for event in finish(attempts):
             yield event

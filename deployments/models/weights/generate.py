@@ -165,9 +165,9 @@ def _depth_controlnet() -> DepthControlNet:
 
     torch.manual_seed(SEED)
     network: DepthControlNet = DepthControlNet(conditioning_embedding_out_channels=(8, 8, 16, 16), **VIDEO_ENCODER)
-    for parameter in network.parameters():
+    for name, parameter in network.named_parameters():
         if not parameter.any():  # what training starts from: zeros, through which nothing would be seen
-            torch.nn.init.normal_(parameter, std=0.1)
+            torch.nn.init.normal_(parameter, std=20.0 if name.startswith("controlnet_cond_embedding") else 0.3)
     return network
 
 
