@@ -1,24 +1,37 @@
-"""Pictures in: the bytes of a file become RGB pixels of a clip's size, or an error that names what is wrong with them.
+"""Pictures in: the bytes of a file become pixels of a clip's size, or an error that names what is wrong with them.
 
-bytes ──▶ open_picture (upright, RGB) ──▶ fit (cropped and scaled) ──▶ the first frame of a clip
+    bytes ──▶ open_picture (upright, sRGB, over white) ──▶ fit (cropped, scaled) ──▶ the first frame of a clip
+    bytes ──▶ open_mask    (upright, white stays)      ──▶ fit_mask (likewise)   ──▶ True where a pixel stays
+
+Only the decoders of ``FORMATS`` ever see the bytes. They decode the first frame, once its size has been read from the
+header. Any other file is recognised by how it begins, and refused.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
 from PIL.ExifTags import Base
 
-from deployments.errors import ImageLoadError, ImageTooLarge, ImageTooSmall, Loc, ServingError
+from deployments.errors import ImageLoadError, ImageTooLarge, ImageTooSmall, Loc, ServingError, UnsupportedImageFormat
 from deployments.models.base import Size
 
 MAX_BYTES = 20 * 1024 * 1024
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 16
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+EXTENSIONS = [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"]
 LOC = ("body", "image_url")
+MASK_LOC = ("body", "mask_image_url")
+STAYS = 128
+"""A mask's pixel stays from this brightness on."""
+
+MAX_SCANNED_PIXELS = 10_000_000_000
+"""Pixels times scans of a JPEG. A scan takes some bytes, and as long as the whole picture: 20 MB hold hours of them."""
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,27 +44,54 @@ UPRIGHT = {
 }
 """What turns each orientation of the Exif standard upright. Pillow's own helper fails on files with a broken tag."""
 
+FOREIGN = {
+    "an SVG drawing": rb"(\xef\xbb\xbf)?\s*(<[?!][^<]*)*<(\w+:)?svg[\s/>]",
+    "a PDF document": rb"%PDF-",
+    "PostScript": rb"%!PS|\xc5\xd0\xd3\xc6",
+    "a Photoshop file": rb"8BP[SB]",
+    "a HEIC picture": rb".{4}ftyp(hei|hev|mif1|msf1)",
+    "a JPEG 2000 picture": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "a JPEG XL picture": rb"\0\0\0\x0cJXL |\xff\x0a",
+    "a DICOM picture": rb".{128}DICM",
+    "a FITS picture": rb"SIMPLE  =",
+    "a Windows metafile": rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF|\x01\0\x09\0\0[\x01\x03]",
+    "an icon": rb"\0\0[\x01\x02]\0[^\0]|icns",
+    "an OpenEXR picture": rb"v/1\x01",
+    "a Netpbm picture": rb"P[1-7fF]\s",
+    "a video": rb".{4}ftyp(?!avi[fs])|\x1a\x45\xdf\xa3|RIFF.{4}AVI ",
+}
+"""Files that people take for pictures and that we do not read, by how they begin."""
+
 Image.MAX_IMAGE_PIXELS = None  # Pillow's limit; ours is checked on the header, and names itself
 
 
 def open_picture(data: bytes, loc: Loc = LOC) -> Image.Image:
-    """Decode a picture: first frame, upright, RGB, transparency over white.
+    """Decode a picture: first frame, upright, sRGB, transparency over white.
 
     Raises:
-        ImageLoadError: The bytes are no picture of a format in ``FORMATS``, or a broken one.
+        ImageLoadError: The bytes are no picture, or a broken one.
+        UnsupportedImageFormat: They are a file of a format that is not in ``FORMATS``.
         ImageTooSmall: A side has fewer than ``MIN_SIDE`` pixels.
         ImageTooLarge: It has more than ``MAX_PIXELS`` pixels; it was not decoded.
     """
-    try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
-        _check_size(picture.width, picture.height, loc)
-        picture.load()  # TIFF turns itself upright here, and forgets that it was turned
-        orientation = picture.getexif().get(Base.Orientation)
-        return _to_rgb(picture.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else picture)
-    except ServingError:
-        raise
-    except Exception as error:  # a decoder may raise anything at all on broken bytes
-        raise ImageLoadError(f"The file is no picture that can be read ({', '.join(FORMATS)})", loc) from error
+    return _over(_decode(data, loc, MIN_SIDE), "white")
+
+
+def open_mask(data: bytes, loc: Loc = MASK_LOC) -> Image.Image:
+    """Decode a mask: the brightness of a picture, where black moves and white stays.
+
+    It is read as a picture is, over white, with one exception: white paint on nothing. Where a part of a mask is fully
+    transparent and all the rest bright (from ``STAYS``), it is put over black, so that what was painted stays and what
+    can be seen through moves. Black paint on nothing moves, and all around it stays, over white too. A mask without any
+    paint is white: everything stays.
+
+    Raises:
+        ImageLoadError: The bytes are no picture, or a broken one.
+        UnsupportedImageFormat: They are a file of a format that is not in ``FORMATS``.
+        ImageTooLarge: It has more than ``MAX_PIXELS`` pixels; it was not decoded.
+    """
+    mask = _decode(data, loc, min_side=1)
+    return _over(mask, "black" if _is_white_paint(mask) else "white").convert("L")
 
 
 def fit(picture: Image.Image, sizes: Sequence[Size]) -> Image.Image:
@@ -61,10 +101,50 @@ def fit(picture: Image.Image, sizes: Sequence[Size]) -> Image.Image:
     return ImageOps.fit(picture, (size.width, size.height), Image.Resampling.LANCZOS)
 
 
-def _check_size(width: int, height: int, loc: Loc) -> None:
-    if min(width, height) < MIN_SIDE:
-        limits = {"min_width": MIN_SIDE, "min_height": MIN_SIDE}
-        raise ImageTooSmall(f"The picture is {width}x{height}; each side needs {MIN_SIDE} pixels", loc, limits)
+def fit_mask(mask: Image.Image, picture: Size, size: Size) -> np.ndarray:
+    """Lay a mask over its picture, and do to it what ``fit`` did to the picture.
+
+    Args:
+        mask: Of any size; it is stretched to the picture's.
+        picture: The picture's own size.
+        size: The clip's.
+
+    Returns:
+        One boolean for each pixel of the clip, [height, width]: True where it stays.
+    """
+    stretched = mask.resize((picture.width, picture.height), Image.Resampling.LANCZOS)
+    return np.asarray(fit(stretched, [size])) >= STAYS
+
+
+def _decode(data: bytes, loc: Loc, min_side: int) -> Image.Image:
+    """The first frame, upright, in sRGB: RGB, or RGBA where it has transparency."""
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_size(picture, loc, min_side)
+        _check_scans(picture, data)
+        picture.load()  # TIFF turns itself upright here, and forgets that it was turned
+        return _to_srgb(_turn_upright(picture))
+    except ServingError:
+        raise
+    except Exception as error:  # a decoder may raise anything at all on broken bytes
+        raise _refusal(data, loc) from error
+
+
+def _refusal(data: bytes, loc: Loc) -> ServingError:
+    readable = ", ".join(FORMATS)
+    for kind, beginning in FOREIGN.items():
+        if re.match(beginning, data, re.DOTALL):
+            return UnsupportedImageFormat(f"The file is {kind}, not {readable}", loc, {"supported_formats": EXTENSIONS})
+    return ImageLoadError(f"The file is no picture that can be read ({readable})", loc)
+
+
+def _check_size(picture: Image.Image, loc: Loc, min_side: int) -> None:
+    width, height = picture.size
+    if min(width, height) < min_side:
+        limits = {"min_width": min_side, "min_height": min_side}
+        raise ImageTooSmall(f"The picture is {width}x{height}; each side needs {min_side} pixels", loc, limits)
+    tags = getattr(picture, "tag_v2", {})  # a TIFF's tiles are decoded whole, and may be larger than the picture
+    width, height = max(width, tags.get(Base.TileWidth, 0)), max(height, tags.get(Base.TileLength, 0))
     if width * height > MAX_PIXELS:
         side = int(MAX_PIXELS**0.5)
         raise ImageTooLarge(
@@ -74,10 +154,71 @@ def _check_size(width: int, height: int, loc: Loc) -> None:
         )
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16 bits a pixel: Pillow would clip instead of scaling
-        picture = picture.convert("I").point(lambda value: value / 256).convert("L")
-    if "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA"):
+def _check_scans(picture: Image.Image, data: bytes) -> None:
+    scans = data.count(b"\xff\xda")
+    if picture.format in ("JPEG", "MPO") and picture.width * picture.height * scans > MAX_SCANNED_PIXELS:
+        raise ValueError(f"{scans} scans")
+
+
+def _turn_upright(picture: Image.Image) -> Image.Image:
+    try:
+        orientation = picture.getexif().get(Base.Orientation)
+    except Exception:  # broken Exif data says nothing, and need not stop a good picture
+        return picture
+    return picture.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else picture
+
+
+def _to_srgb(picture: Image.Image) -> Image.Image:
+    """RGB through the embedded profile, if there is one; RGBA where there is transparency."""
+    profile = picture.info.get("icc_profile")
+    picture = _to_eight_bits(picture)
+    mode = picture.mode if picture.mode in ("CMYK", "LAB") else "L" if Image.getmodebase(picture.mode) == "L" else "RGB"
+    if picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return picture.convert("RGB")
+    colours = _through(profile, picture.convert(mode))
+    if picture.mode == "RGBA":
+        colours.putalpha(picture.getchannel("A"))
+    return colours
+
+
+def _to_eight_bits(picture: Image.Image) -> Image.Image:
+    """Pillow would clip 16 bits and fractions (whose white is 1) instead of scaling them."""
+    if picture.mode == "F":
+        return picture.point(lambda value: value * 255).convert("L")
+    if not picture.mode.startswith("I"):
+        return picture
+    values = np.asarray(picture)
+    grey = Image.fromarray(np.clip(values // 256, 0, 255).astype(np.uint8))
+    if "transparency" in picture.info:
+        grey.putalpha(Image.fromarray(values != picture.info["transparency"]).convert("L"))
+    return grey
+
+
+def _through(profile: bytes | None, colours: Image.Image) -> Image.Image:
+    """Colours that a profile defines, as sRGB. A broken profile, or one of other colours than these, is ignored."""
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            assert converted is not None
+            return converted
+        except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+            pass
+    return colours.convert("RGB")
+
+
+def _over(picture: Image.Image, colour: str) -> Image.Image:
+    if picture.mode == "RGB":
+        return picture
+    backdrop = Image.new("RGB", picture.size, colour)
+    backdrop.paste(picture, mask=picture.getchannel("A"))
+    return backdrop
+
+
+def _is_white_paint(mask: Image.Image) -> bool:
+    """Whether a part of a mask is fully transparent, and all the rest bright."""
+    if mask.mode == "RGB":
+        return False
+    visible = np.asarray(mask.getchannel("A")) > 0
+    bright = np.asarray(mask.convert("L")) >= STAYS
+    return bool(visible.any() and not visible.all() and bright[visible].all())
