@@ -78,6 +78,8 @@ class FileSource:
         try:
             async with asyncio.timeout(FETCH_SECONDS), self._client.stream("GET", url) as response:
                 response.raise_for_status()
+                if "," in response.headers.get("Content-Encoding", ""):  # a few bytes could unpack to gigabytes at once
+                    raise FileDownloadError("The file could not be downloaded: it is packed more than once", loc)
                 async for piece in response.aiter_bytes():
                     data += piece
                     _check_length(len(data), loc, max_bytes)

@@ -199,6 +199,12 @@ async def test_a_compressed_answer_is_measured_unpacked(files: FileSource, web: 
     await refuse(files, web.serve("/bomb", packed, content_encoding="gzip"), FileTooLarge)
 
 
+async def test_a_bomb_in_a_bomb_is_not_unpacked(files: FileSource, web: WebServer) -> None:
+    packed = gzip.compress(gzip.compress(bytes(2 * MAX_BYTES)))
+
+    await refuse(files, web.serve("/bomb", packed, content_encoding="gzip, gzip"), FileDownloadError)
+
+
 async def test_a_download_has_a_deadline(files: FileSource, web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "FETCH_SECONDS", 0.2)
 
