@@ -26,9 +26,9 @@ from ray.serve.exceptions import RayServeException
 
 from deployments import logs
 from deployments.errors import RunnerDisconnected, RunnerServerError, ServingError
+from deployments.inference.clips import make_clip, open_clip
 from deployments.inference.encode import encode_mp4
 from deployments.inference.fetch import FileSource
-from deployments.inference.images import LOC, MAX_BYTES, fit, open_picture
 from deployments.models.base import Clip, Endpoint, ImageToVideoInput, Plan, VideoInput, VideoModel
 from deployments.models.messages import Attempt, Dropped, Event, Failed, Finished, Progress
 from deployments.models.text_to_video import TextToVideo, TextToVideoInput
@@ -44,7 +44,7 @@ Emit = Callable[[Event], None]
 FindAbandoned = Callable[[Mapping[str, int]], Awaitable[set[str]]]
 Paint = Callable[[str], Awaitable["Image.Image"]]
 
-ASK_SECONDS = 0.5
+ASK_SECONDS = 0.2
 """How often a replica asks whether its attempts are still wanted."""
 
 
@@ -142,20 +142,16 @@ class VideoReplica:
             try:
                 endpoint = self._endpoints[attempt.endpoint]
                 input = endpoint.Input.model_validate_json(attempt.input)
-                clip = Clip(
-                    await self._picture(endpoint, input, attempt), input.seed, input.motion_bucket_id, input.cond_aug
-                )
-                return Prepared(attempt, endpoint, input, endpoint.plan(input), clip)
+                plan = endpoint.plan(input)
+                return Prepared(attempt, endpoint, input, plan, await self._clip(endpoint, input, plan, attempt))
             except Exception as error:
                 emit(_failed(attempt, error))
                 return None
 
-    async def _picture(self, endpoint: Endpoint, input: VideoInput, attempt: Attempt) -> Image.Image:
-        """The first frame, at the clip's size."""
+    async def _clip(self, endpoint: Endpoint, input: VideoInput, plan: Plan, attempt: Attempt) -> Clip:
         if isinstance(input, ImageToVideoInput):
-            data = await self._files.get(input.image_url, LOC, MAX_BYTES)
-            return await asyncio.to_thread(lambda: fit(open_picture(data), self._model.config.sizes))
-        return await self._painters[endpoint.id](attempt.input)
+            return await open_clip(input, self._files, self._model.config.sizes, plan.frames)
+        return make_clip(input, await self._painters[endpoint.id](attempt.input))
 
     async def _animate(self, group: list[Prepared], abandoned: set[str], emit: Emit, began: float) -> None:
         """Denoise clips of one size together, then encode and store each."""
@@ -166,7 +162,7 @@ class VideoReplica:
 
         def keep(done: int) -> list[int]:
             if done:
-                loop.call_soon_threadsafe(emit, Progress(ids, f"Step {done}/{steps}"))
+                loop.call_soon_threadsafe(emit, Progress(ids, f"Step {done}/{steps}", done / steps))
             return [] if stopped else [i for i, request_id in enumerate(ids) if request_id not in abandoned]
 
         def denoise() -> tuple[list[np.ndarray | None], float]:
@@ -225,7 +221,7 @@ class PictureReplica:
 
 
 def _batch_key(prepared: Prepared) -> tuple[Any, ...]:
-    return prepared.clip.size, prepared.plan.steps
+    return (*prepared.clip.batch_key, prepared.plan.steps)
 
 
 def _failed(attempt: Attempt, error: Exception) -> Failed:

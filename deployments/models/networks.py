@@ -17,6 +17,7 @@ from diffusers import ConfigMixin, ModelMixin, UNetSpatioTemporalConditionModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding, zero_module
 from torch import nn
+from torch.nn import functional
 
 
 class Conditions(NamedTuple):
@@ -182,6 +183,37 @@ def attend_to_one_token(network: nn.Module) -> None:
         if getattr(block, "attn2", None) is not None:
             block.attn2.set_processor(OneTokenAttention())
             block.norm2 = nn.Identity()
+
+
+class TimeConvolution(nn.Module):
+    """A convolution along time alone, with height and width as one axis of a convolution in two dimensions.
+
+    The same sums, for which torch has faster code on a CPU.
+    """
+
+    def __init__(self, convolution: nn.Conv3d) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(convolution.weight.squeeze(-1), requires_grad=False)
+        self.bias = convolution.bias
+        self.padding = int(convolution.padding[0])
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        """From [B, C, F, H, W] to [B, C', F', H, W]."""
+        flat = functional.conv2d(clips.flatten(3), self.weight, self.bias, padding=(self.padding, 0))
+        return flat.reshape(*flat.shape[:3], *clips.shape[3:])
+
+
+def convolve_time_in_two_dimensions(network: nn.Module) -> None:
+    """Replace every convolution of a network that spans time alone by a ``TimeConvolution``."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv3d) and _spans_time_alone(child):
+                setattr(module, name, TimeConvolution(child))
+
+
+def _spans_time_alone(convolution: nn.Conv3d) -> bool:
+    plain = convolution.groups == 1 and set(convolution.stride) | set(convolution.dilation) == {1}
+    return plain and convolution.kernel_size[1:] == (1, 1) and tuple(convolution.padding)[1:] == (0, 0)
 
 
 def _conditions(

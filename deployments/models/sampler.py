@@ -163,7 +163,7 @@ class SVDSampler:
         """
         import torch
 
-        from deployments.models.networks import attend_to_one_token
+        from deployments.models.networks import attend_to_one_token, convolve_time_in_two_dimensions
 
         on_cpu = torch.device(device).type == "cpu"
         dtype = torch.float32 if on_cpu else torch.bfloat16
@@ -178,7 +178,7 @@ class SVDSampler:
             if name in ("unet", "controlnet"):
                 attend_to_one_token(network)
             if on_cpu:
-                _lay_out_for_cpu(network)
+                convolve_time_in_two_dimensions(network)
         return cls(
             unet=networks["unet"],
             vae=networks["vae"],
@@ -472,12 +472,3 @@ def _check_control(sampler: SVDSampler) -> None:
     halvings = len(control.conditioning_embedding_out_channels) - 1
     if 2**halvings != sampler.factor:
         raise CheckpointError(f"the ControlNet shrinks its maps {2**halvings} times, the VAE {sampler.factor} times")
-
-
-def _lay_out_for_cpu(network: torch.nn.Module) -> None:
-    """Store temporal convolutions channels-last, because torch is slow at them on a CPU otherwise."""
-    import torch
-
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv3d):
-            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

@@ -245,7 +245,7 @@ async def test_progress_is_told_after_each_step(replica: VideoReplica) -> None:
     events = await run(replica, attempt("a"), attempt("b"))
 
     told = [event for event in events if isinstance(event, Progress)]
-    assert told == [Progress(("a", "b"), f"Step {step}/3") for step in (1, 2, 3)]
+    assert told == [Progress(("a", "b"), f"Step {step}/3", step / 3) for step in (1, 2, 3)]
     assert events[:3] == told
 
 
@@ -517,7 +517,7 @@ async def test_closing_the_generator_stops_the_work(replica: VideoReplica, model
 
     model.before_step = before_step
     async with aclosing(replica.generate([attempt("a", steps=20)])) as events:
-        assert await anext(events) == Progress(("a",), "Step 1/20")
+        assert await anext(events) == Progress(("a",), "Step 1/20", 0.05)
         await until(gate.reached)
     gate.open()
     await until(model.ended)
