@@ -46,6 +46,7 @@ SERVICE_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # one machine: node addresses stay on 127.0.0.1
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
     "TQDM_DISABLE": "1",  # loaders draw progress bars, which are no logs
     "TRANSFORMERS_VERBOSITY": "error",
 }
