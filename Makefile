@@ -23,7 +23,8 @@ check-static: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/installed  # print the figures of the whole road
+bench: .venv/installed  # print the figures of the sampler and of the whole road
+	$(BIN)/python -m loadtest.sampler
 	$(BIN)/python -m loadtest.road
 
 format: .venv/installed

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,14 @@ from typing import Any
 import fal_client
 import fal_client.client
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from deployments.cli import SAMPLE, point_fal_client_at
+from deployments.inference.encode import ffmpeg_binary
+from deployments.inference.images import fit, open_picture
+from deployments.models.base import Size
 from tests.conftest import ROOT, Server, need
 
 PICTURE = fal_client.encode_file(str(SAMPLE))
@@ -73,7 +80,8 @@ def test_subscribe_gives_a_playable_video(fal: fal_client.SyncClient, tmp_path: 
     }
     assert stream["r_frame_rate"] == f"{RATES[endpoint]}/1"
     assert isinstance(statuses[-1], fal_client.Completed)
-    assert any(line["message"].startswith("Step ") for line in statuses[-1].logs)
+    assert [line["message"] for line in statuses[-1].logs if "progress" in line][-1].startswith("Step ")
+    assert [line["progress"] for line in statuses[-1].logs if "progress" in line][-1] == 1.0
     assert statuses[-1].metrics["inference_time"] > 0
 
 
@@ -95,6 +103,52 @@ def test_a_clip_is_the_same_file_alone_and_in_a_batch(
     clips = [httpx.get(handle.get()["video"]["url"]).content for handle in handles]
     assert clips[2] == clips[4] == httpx.get(alone["video"]["url"]).content
     assert len(set(clips)) == 4
+
+
+def as_uri(picture: Image.Image) -> str:
+    return str(fal_client.encode_image(picture, format="png"))
+
+
+def frames_of(video: Path) -> np.ndarray:
+    command = [ffmpeg_binary(), "-v", "error", "-i", str(video), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    raw = subprocess.run(command, check=True, capture_output=True).stdout
+    return np.frombuffer(raw, np.uint8).reshape(-1, 64, 112, 3).astype(float)
+
+
+def test_what_is_white_in_the_mask_stays_and_what_is_black_moves(fal: fal_client.SyncClient, tmp_path: Path) -> None:
+    mask = Image.new("L", (112, 64), 0)
+    mask.paste(255, (0, 0, 56, 64))
+    arguments = INPUTS["fal-ai/svd"] | {"mask_image_url": as_uri(mask)}
+    result = fal.run("fal-ai/svd", arguments=arguments)
+
+    frames = frames_of(download(result["image"]["url"], tmp_path / "clip.mp4"))
+    picture = np.array(fit(open_picture(SAMPLE.read_bytes()), [Size(112, 64)]), dtype=float)
+    off = np.abs(frames - picture).mean(axis=(0, 1, 3))
+    assert off[:52].max() < 12  # H.264 halves the colours' resolution
+    assert off[64:].mean() > 2 * off[:52].mean()
+
+
+def test_depth_maps_lead_a_clip_of_as_many_frames(fal: fal_client.SyncClient, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for index in range(3):
+            map = io.BytesIO()
+            Image.linear_gradient("L").rotate(30 * index).save(map, "PNG")
+            entry = tarfile.TarInfo(f"maps/{index:03}.png")
+            entry.size = len(map.getvalue())
+            archive.addfile(entry, io.BytesIO(map.getvalue()))
+    maps = fal_client.encode(buffer.getvalue(), "application/gzip")
+    result = fal.subscribe("fal-ai/svd", arguments=INPUTS["fal-ai/svd"] | {"control_maps_data_url": maps})
+
+    assert probe(download(result["image"]["url"], tmp_path / "clip.mp4"))["nb_read_frames"] == "3"
+
+
+def test_an_archive_that_is_none_is_an_error_of_its_field(fal: fal_client.SyncClient) -> None:
+    with pytest.raises(fal_client.FalClientHTTPError) as caught:
+        fal.run("fal-ai/svd", arguments=INPUTS["fal-ai/svd"] | {"control_maps_data_url": PICTURE})
+    [detail] = caught.value.message
+    assert (caught.value.status_code, detail["type"]) == (422, "invalid_archive")
+    assert detail["loc"] == ["body", "control_maps_data_url"]
 
 
 def test_run_answers_on_one_connection(fal: fal_client.SyncClient) -> None:

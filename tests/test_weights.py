@@ -197,8 +197,8 @@ def test_a_text_to_image_pipeline_is_fetched_whole(hub: Hub, tmp_path: Path) -> 
 
     assert hub.server
     hub.server.server_close()
-    status, said, problems = weights("check", config, **environment)
-    assert (status, problems) == (0, "")
+    status, said, _ = weights("check", config, **environment)
+    assert status == 0
     assert "  text_encoder: ok, 36,064 parameters, 1 of 2 files with a known hash" in said
 
 

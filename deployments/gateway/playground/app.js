@@ -4,9 +4,9 @@ const $ = (id) => document.getElementById(id);
 const POLL_MS = 500;
 
 function control(name, property) {
-  if (name === "image_url") {
-    const input = Object.assign(document.createElement("input"), { type: "file", accept: "image/*" });
-    return input;
+  if (name.endsWith("_url")) {
+    const accept = name.includes("image") ? "image/*" : ".zip,.tar,.gz";
+    return Object.assign(document.createElement("input"), { type: "file", accept });
   }
   if (name === "prompt") return document.createElement("textarea");
   const choices = property.anyOf?.find((choice) => choice.enum)?.enum;
@@ -52,8 +52,9 @@ async function readInput() {
   const input = {};
   for (const [name, property] of Object.entries(model.schema.properties)) {
     const field = $(name);
-    if (field.type === "file") input[name] = await dataUri(field.files[0]);
-    else if (field.value !== "") input[name] = ["integer", "number"].includes(property.type) ? Number(field.value) : field.value;
+    if (field.type === "file") {
+      if (field.files.length) input[name] = await dataUri(field.files[0]);
+    } else if (field.value !== "") input[name] = ["integer", "number"].includes(property.type) ? Number(field.value) : field.value;
   }
   return input;
 }
