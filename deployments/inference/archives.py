@@ -34,6 +34,8 @@ MAX_ARCHIVE_BYTES = 100 * 1024 * 1024
 """Of an archive, and of what is in it."""
 
 MAX_ENTRIES = 100_000
+"""Entries of an archive, whatever they are. To list that many takes a second or two."""
+
 ARCHIVES = [".zip", ".tar", ".tar.gz"]
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 LOC = ("body", "control_maps_data_url")
@@ -134,9 +136,8 @@ def _tar_members(data: bytes) -> list[Member]:
     entries = list(islice(archive, MAX_ENTRIES + 1))
     if len(entries) > MAX_ENTRIES:
         raise _too_many_entries()
-    if data[archive.offset : archive.offset + tarfile.BLOCKSIZE].strip(
-        b"\0"
-    ):  # tarfile takes a broken header for the end
+    end = data[archive.offset : archive.offset + tarfile.BLOCKSIZE]
+    if any(end):  # tarfile takes a broken header for the end of the archive
         raise InvalidArchive("The archive is broken")
     return [
         Member(entry.name, entry.size, partial(_read_tar, archive, entry))

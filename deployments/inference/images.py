@@ -172,7 +172,7 @@ def _to_srgb(picture: Image.Image) -> Image.Image:
     """RGB through the embedded profile, if there is one; RGBA where there is transparency."""
     profile = picture.info.get("icc_profile")
     picture = _to_eight_bits(picture)
-    mode = picture.mode if picture.mode in ("CMYK", "LAB") else "L" if Image.getmodebase(picture.mode) == "L" else "RGB"
+    mode = "CMYK" if picture.mode == "CMYK" else "L" if Image.getmodebase(picture.mode) == "L" else "RGB"
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
     colours = _through(profile, picture.convert(mode))
@@ -202,7 +202,7 @@ def _through(profile: bytes | None, colours: Image.Image) -> Image.Image:
             converted = ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
             assert converted is not None
             return converted
-        except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+        except (ImageCms.PyCMSError, OSError, TypeError):
             pass
     return colours.convert("RGB")
 

@@ -34,6 +34,7 @@ MOST_PROBLEMS = 5
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_DIFFUSERS_STEM = "diffusion_pytorch_model"
 _READ_BYTES = 16 * 1024 * 1024
 
 
@@ -260,7 +261,7 @@ class Plain(Part):
 
 @dataclass(frozen=True)
 class Network(Part):
-    """A network of diffusers' kind.
+    """A network whose tensors must have exactly the names that its class gives them.
 
     Args:
         type: Its class, ``package.module:Class``.
@@ -275,7 +276,7 @@ class Network(Part):
         if self.tensors:
             source, name = self.tensors
             return [config, (source, source.path(name))]
-        return [config, *((self.checkpoint, path) for path in self._tensor_files("diffusion_pytorch_model"))]
+        return [config, *((self.checkpoint, path) for path in self._tensor_files(_DIFFUSERS_STEM))]
 
     def check(self) -> int:  # noqa: D102
         network, _ = self._checked()
@@ -308,18 +309,20 @@ class Network(Part):
 
 
 @dataclass(frozen=True)
-class TransformersNetwork(Part):
-    """A network of transformers' kind, which reads its files itself: it knows the names that older versions gave.
+class LibraryNetwork(Part):
+    """A network whose library reads the files, because it knows the names that its older versions gave to tensors.
 
     Args:
         type: Its class, ``package.module:Class``.
+        stem: What the library calls the file of tensors.
     """
 
     type: str = ""
+    stem: str = "model"
 
     def files(self) -> Sequence[tuple[Checkpoint, Path]]:  # noqa: D102
         config = self.checkpoint.path(self._named("config.json"))
-        return [(self.checkpoint, path) for path in (config, *self._tensor_files("model"))]
+        return [(self.checkpoint, path) for path in (config, *self._tensor_files(self.stem))]
 
     def check(self) -> int:  # noqa: D102
         network = self._read(device_map="meta")
@@ -359,7 +362,7 @@ def svd_parts(checkpoint: Checkpoint, variant: str | None, unet: tuple[Checkpoin
     return {
         "unet": Network(checkpoint, "unet", variant, type=f"{networks}:VideoUNet", tensors=unet),
         "vae": Network(checkpoint, "vae", variant, type="diffusers:AutoencoderKLTemporalDecoder"),
-        "image_encoder": TransformersNetwork(
+        "image_encoder": LibraryNetwork(
             checkpoint, "image_encoder", variant, type="transformers:CLIPVisionModelWithProjection"
         ),
         "feature_extractor": Extractor(checkpoint, "feature_extractor"),
@@ -403,9 +406,9 @@ def _component(checkpoint: Checkpoint, name: str, variant: str | None, library: 
     except (ImportError, AttributeError, ValueError) as error:
         raise CheckpointError(f"model_index.json of {checkpoint}: there is no {library}.{type}") from error
     if issubclass(kind, ModelMixin):
-        return Network(checkpoint, name, variant, type=f"{module}:{type}")
+        return LibraryNetwork(checkpoint, name, variant, type=f"{module}:{type}", stem=_DIFFUSERS_STEM)
     if issubclass(kind, PreTrainedModel):
-        return TransformersNetwork(checkpoint, name, variant, type=f"{module}:{type}")
+        return LibraryNetwork(checkpoint, name, variant, type=f"{module}:{type}")
     return Plain(checkpoint, name)
 
 

@@ -88,7 +88,7 @@ FOREIGN = {
     "WMF": b"\xd7\xcd\xc6\x9a" + bytes(18),
     "WMF without a header": b"\x01\0\x09\0\0\x03" + bytes(12),
     "EMF": b"\x01\0\0\0" + bytes(36) + b" EMF",
-    "DICOM": bytes(128) + b"DICM",
+    "DICOM": b"\n" * 128 + b"DICM",
     "FITS": b"SIMPLE  =                    T".ljust(2880),
     "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
     "HEIC of another brand": b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic",
@@ -458,6 +458,10 @@ def test_a_profile_that_does_not_fit_is_ignored(profile: bytes) -> None:
     assert open_picture(image_bytes(picture, icc_profile=profile)).getpixel((9, 9)) == (200, 100, 50)
 
 
+def test_a_profile_that_is_no_bytes_is_ignored() -> None:
+    assert open_picture(_tiff({34675: 5}, bytes([255, 0, 0] * 32 * 32))).getpixel((9, 9)) == RED
+
+
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_a_profile_of_other_colours_is_ignored(mode: str) -> None:
     picture = Image.new("RGB", (32, 32), (90, 90, 90)).convert(mode)
@@ -718,6 +722,8 @@ WHITE_PAINT, BLACK_PAINT, NOTHING = (255, 255, 255, 255), (0, 0, 0, 255), (0, 0,
         pytest.param((255, 255, 255, 200), NOTHING, (True, False), id="thin white paint on nothing"),
         pytest.param((255, 255, 255, 100), (255, 255, 255, 1), (True, True), id="thin white everywhere"),
         pytest.param((0, 0, 0, 200), NOTHING, (False, True), id="thin black paint on nothing"),
+        pytest.param((128, 128, 128, 255), NOTHING, (True, False), id="just bright paint on nothing"),
+        pytest.param((127, 127, 127, 255), NOTHING, (False, True), id="just dark paint on nothing"),
     ],
 )
 def test_white_stays_and_black_moves(left: Any, right: Any, stays: tuple[bool, bool]) -> None:
@@ -792,8 +798,9 @@ def test_a_mask_of_another_size_is_stretched_over_its_picture(size: tuple[int, i
     assert not still[:, 41:].any()
 
 
-def test_what_a_crop_cuts_off_of_a_mask_is_gone() -> None:
-    mask = Image.new("L", (300, 100), 255)
-    mask.paste(0, (100, 0, 200, 100))
+@pytest.mark.parametrize("size", [(300, 100), (30, 30), (60, 500)])
+def test_what_a_crop_cuts_off_of_a_mask_is_gone(size: tuple[int, int]) -> None:
+    mask = Image.new("L", size, 255)
+    mask.paste(0, (size[0] // 3, 0, size[0] * 2 // 3, size[1]))
 
     assert not fit_mask(mask, Size(300, 100), Size(80, 80))[2:78, 2:78].any()

@@ -120,6 +120,41 @@ def test_a_text_to_image_pipeline_is_taken_apart_by_its_index() -> None:
         assert all(torch.equal(ours[key], theirs[key].float()) for key in ours)
 
 
+def test_a_pipelines_networks_may_have_the_names_of_their_time(tmp_path: Path) -> None:
+    """Stable Diffusion 1 and 2 were published when attention called its projections otherwise."""
+    shutil.copytree(SHIPPED / "text-to-image", tmp_path / "t")
+    path = tmp_path / "t" / "vae" / "diffusion_pytorch_model.safetensors"
+    names = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    tensors = load_file(path)
+    for new, old in names.items():
+        tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
+    assert any(".query." in name for name in tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+    vae, shipped = (
+        pipeline_parts(Checkpoint(str(root)), None)["vae"] for root in (tmp_path / "t", SHIPPED / "text-to-image")
+    )
+    assert vae.check() == shipped.check() == 367_527
+    ours, theirs = vae.load(torch.float32).state_dict(), shipped.load(torch.float32).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("name", ["unet", "vae", "text_encoder"])
+def test_a_pipelines_networks_are_held_to_their_tensors(tmp_path: Path, name: str) -> None:
+    shutil.copytree(SHIPPED / "text-to-image", tmp_path / "t")
+    [path] = (tmp_path / "t" / name).glob("*.safetensors")
+    first, second = sorted(load_file(path))[:2]
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[first]
+        tensors[second] = torch.zeros(3, 5)
+
+    change_tensors(path, spoil)
+    message = refuse(pipeline_parts(Checkpoint(str(tmp_path / "t")), None)[name])
+    assert "is missing" in message
+    assert "has shape [3, 5], the network wants" in message
+
+
 # ---------------------------------------------------------------- spoilt checkpoints
 
 
