@@ -12,7 +12,9 @@ from tests.conftest import ROOT, Server
 from tests.test_faults import process_of
 
 HEAVY = ("torch", "diffusers", "transformers")
-NETWORKS = "deployments/models/networks.py"  # defines torch's classes, so it imports torch and is itself imported lazily
+NETWORKS = (
+    "deployments/models/networks.py"  # defines torch's classes, so it imports torch and is itself imported lazily
+)
 
 
 def test_importing_the_application_loads_no_torch() -> None:
