@@ -15,8 +15,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments.gateway.wire import REQUEST_ID
 
 PROXY_PATH = "/api/fal/proxy"
-PREFIXES = {"fal.run": "", "queue.fal.run": "/queue"}
-"""fal's hosts, and the path prefix under which we serve each."""
+PREFIXES = {
+    "fal.run": "",
+    "queue.fal.run": "/queue",
+    "falrun.com": "",  # what the Python client falls back on when it cannot connect
+    "queue.falrun.com": "/queue",
+    "ws.fal.run": "/ws",
+    "rest.fal.ai": "",
+    "rest.alpha.fal.ai": "",
+    "v3.fal.media": "",
+    "v3b.fal.media": "",
+    "fal.media": "",
+    "api.fal.ai": "",
+    "fal.ai": "",
+}
+"""fal's hosts, and the path prefix under which we serve each. Those without one have paths that no endpoint has."""
 
 
 class FalHosts:
@@ -27,12 +40,12 @@ class FalHosts:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one HTTP request."""
-        if scope["type"] != "http":
+        """Serve one HTTP request or WebSocket."""
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if scope["path"] == PROXY_PATH:
+        if scope["path"] == PROXY_PATH and scope["type"] == "http":
             target = _split(headers.get("x-fal-target-url", ""))
             if target is None or target.netloc not in PREFIXES:
                 await JSONResponse("Invalid request", 400)(scope, receive, send)

@@ -1,24 +1,108 @@
-"""The engine: how a database is opened, and brought to the schema that this code expects."""
+"""The database: how it is opened, brought to the schema that this code expects, read and written.
+
+    store, files, webhooks, … ──▶ Database.read() | Database.transaction() ──▶ SQLite or PostgreSQL
+
+What the drivers raise when it cannot be reached leaves here as ``Unavailable``.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import sqlite3
 import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, Self, TypeVar
 
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
+
+from deployments.errors import Unavailable
 
 SQLITE_BUSY_SECONDS = 10
 MIGRATION_LOCK = 0x5BD5E47E
 """Any number, as long as nobody else's lock has it. SQLite needs none: its transactions write one at a time."""
+
+
+STORE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError, OSError)
+"""What the drivers raise when the database cannot be reached, is full, or has no connection free."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def uninterrupted(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Let a database call end before its caller's cancellation takes effect.
+
+    Callers are cancelled all the time (a client goes away, a dispatcher stops). Cut off in the middle, a call would
+    leave its connection in an unknown state, and its caller in doubt about the commit.
+    """
+
+    @functools.wraps(method)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        task = asyncio.create_task(method(*args, **kwargs))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.gather(asyncio.shield(task), return_exceptions=True)
+            raise
+
+    return call
+
+
+class Database:
+    """A pool of connections to a database of the newest schema."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        """Use an engine from ``open_engine``."""
+        self._engine = engine
+        self._reader = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    @classmethod
+    async def open(cls, url: str) -> Self:
+        """Open a database by its URL, migrated to the newest schema."""
+        engine = open_engine(url)
+        await migrate(engine)
+        return cls(engine)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """A connection whose statements are committed together at the end, or not at all.
+
+        Raises:
+            Unavailable: The database cannot be written.
+        """
+        try:
+            async with self._engine.begin() as connection:
+                yield connection
+        except STORE_AWAY as error:
+            raise Unavailable("The request store cannot be written at the moment") from error
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for reading.
+
+        Raises:
+            Unavailable: The database cannot be read.
+        """
+        try:
+            async with self._reader.connect() as connection:
+                yield connection
+        except STORE_AWAY as error:
+            raise Unavailable("The request store cannot be read at the moment") from error
 
 
 def open_engine(url: str) -> AsyncEngine:

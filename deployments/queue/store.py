@@ -6,24 +6,19 @@ meets zero rows and is dropped. That is what makes "run twice" invisible.
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import ColumnElement, String, and_, delete, exists, insert, literal, or_, select, update
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deployments.errors import ClientCancelled, Failure, RunnerDisconnected, StartTimeout, Unavailable
+from deployments.errors import ClientCancelled, Failure, RunnerDisconnected, StartTimeout
 from deployments.models.messages import Attempt
-from deployments.queue.database import migrate, open_engine
+from deployments.queue.database import Database, uninterrupted
 from deployments.queue.request import (
     MAX_ATTEMPTS,
     Cancelled,
@@ -34,36 +29,11 @@ from deployments.queue.request import (
 )
 from deployments.queue.tables import dispatchers, now, request_io, request_logs, requests
 
-STORE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError, OSError)
-"""What the drivers raise when the database cannot be reached, is full, or has no connection free."""
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
 _columns = requests.c
 # Written into the statement rather than bound to it, so that a planner can see that a partial index serves.
 _in_queue = _columns.status == literal(RequestStatus.IN_QUEUE, String, literal_execute=True)
 _in_progress = _columns.status == literal(RequestStatus.IN_PROGRESS, String, literal_execute=True)
 _may_start = and_(_in_queue, or_(_columns.start_deadline.is_(None), _columns.start_deadline > now()))
-
-
-def uninterrupted(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Let a database call end before its caller's cancellation takes effect.
-
-    Callers are cancelled all the time (a client goes away, a dispatcher stops). Cut off in the middle, a call would
-    leave its connection in an unknown state, and its caller in doubt about the commit.
-    """
-
-    @functools.wraps(method)
-    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        task = asyncio.create_task(method(*args, **kwargs))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.gather(asyncio.shield(task), return_exceptions=True)
-            raise
-
-    return call
 
 
 class BatchLimits(BaseModel):
@@ -101,28 +71,25 @@ class Outcome:
 class RequestStore:
     """Requests in a SQL database, by SQLAlchemy Core."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        """Use an engine from ``open_engine``."""
-        self._engine = engine
-        self._reader = engine.execution_options(isolation_level="AUTOCOMMIT")
+    def __init__(self, database: Database) -> None:
+        """Use a database that is open."""
+        self.database = database
 
     @classmethod
-    async def open(cls, url: str) -> RequestStore:
+    async def open(cls, url: str) -> Self:
         """Open a database by its URL, migrated to the newest schema."""
-        engine = open_engine(url)
-        await migrate(engine)
-        return cls(engine)
+        return cls(await Database.open(url))
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._engine.dispose()
+        await self.database.close()
 
     # ---------------------------------------------------------------- the gateway's side
 
     @uninterrupted
     async def submit(self, new: NewRequest, ended: Failure | None = None) -> InferenceRequest:
         """Accept a request. With ``ended`` it is recorded as one that has failed already (a bad input)."""
-        async with self._transaction() as connection:
+        async with self.database.transaction() as connection:
             row = await connection.execute(insert(requests).values(_row_of(new)).returning(requests))
             request = InferenceRequest.from_row(row.one())
             await connection.execute(insert(request_io).values(request_id=request.id, input=new.input))
@@ -133,7 +100,7 @@ class RequestStore:
     @uninterrupted
     async def get(self, request_id: str) -> InferenceRequest | None:
         """A request by its id."""
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             row = (await connection.execute(select(requests).where(_columns.id == request_id))).one_or_none()
         return InferenceRequest.from_row(row) if row else None
 
@@ -141,7 +108,7 @@ class RequestStore:
     async def output(self, request_id: str) -> Any:
         """The JSON body that ends a request: the model's output, or the error."""
         query = select(request_io.c.output).where(request_io.c.request_id == request_id)
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             return json.loads((await connection.execute(query)).scalar_one())
 
     @uninterrupted
@@ -154,7 +121,7 @@ class RequestStore:
             .order_by(lines.seq)
             .offset(skip)
         )
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             return [LogLine(**row._mapping) for row in await connection.execute(query)]
 
     @uninterrupted
@@ -165,7 +132,7 @@ class RequestStore:
             .where(_columns.model == model, _in_queue)
             .order_by(_columns.priority, _columns.seq)
         )
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             return [(row.priority, row.seq) for row in await connection.execute(query)]
 
     @uninterrupted
@@ -174,14 +141,14 @@ class RequestStore:
         query = select(_columns.id).where(
             _columns.id.in_(list(request_ids)), _columns.status == RequestStatus.COMPLETED
         )
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             return set((await connection.execute(query)).scalars())
 
     @uninterrupted
     async def cancel(self, request_id: str) -> Cancelled:
         """Cancel a request: at once where it still waits, by a flag for its replica where it runs."""
         mine = _columns.id == request_id
-        async with self._transaction() as connection:
+        async with self.database.transaction() as connection:
             status = (await connection.execute(select(_columns.status).where(mine).with_for_update())).scalar()
             if status == RequestStatus.IN_QUEUE:
                 await _end(connection, mine, _cancelled())
@@ -198,7 +165,7 @@ class RequestStore:
         Raises:
             Unavailable: The database does not answer.
         """
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             await connection.execute(select(now()))
 
     # ---------------------------------------------------------------- the dispatcher's side
@@ -207,7 +174,7 @@ class RequestStore:
     async def models_with_work(self, models: Collection[str]) -> set[str]:
         """For which of these models a request waits. One look at the index for each, however long the queue is."""
         waits = [exists().where(_columns.model == model, _may_start) for model in models]
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             answers = (await connection.execute(select(*waits))).one()
         return {model for model, answer in zip(models, answers, strict=True) if answer}
 
@@ -221,7 +188,7 @@ class RequestStore:
         order = (_columns.priority, _columns.seq)
         waiting = select(_columns.seq, _columns.batch_key, _columns.pixel_frames, _columns.attempt)
         waiting = waiting.where(_columns.model == model, _may_start).order_by(*order)
-        async with self._transaction() as connection:
+        async with self.database.transaction() as connection:
             head = (await connection.execute(waiting.limit(1).with_for_update(skip_locked=True))).first()
             if head is None:
                 return []
@@ -242,13 +209,13 @@ class RequestStore:
     @uninterrupted
     async def complete(self, attempt: Attempt, owner: str, outcome: Outcome) -> bool:
         """Record how an attempt ended. False when the attempt is no longer this owner's: drop its result."""
-        async with self._transaction() as connection:
+        async with self.database.transaction() as connection:
             return bool(await _end(connection, _fence(attempt, owner), outcome))
 
     @uninterrupted
     async def lose(self, attempt: Attempt, owner: str, reason: str) -> bool:
         """Record that an attempt was lost with its replica: the request goes back to its place in the queue."""
-        async with self._transaction() as connection:
+        async with self.database.transaction() as connection:
             return bool(await _requeue(connection, _fence(attempt, owner), reason))
 
     @uninterrupted
@@ -257,21 +224,21 @@ class RequestStore:
         query = select(_columns.id, _columns.attempt).where(
             _columns.id.in_(list(attempts)), _in_progress, _columns.cancel_requested.is_(False)
         )
-        async with self._read() as connection:
+        async with self.database.read() as connection:
             wanted = {row.id: row.attempt for row in await connection.execute(query)}
         return {request_id for request_id, attempt in attempts.items() if wanted.get(request_id) != attempt}
 
     @uninterrupted
     async def log(self, lines: Sequence[LogLine]) -> None:
         """Add lines to the logs of their requests."""
-        async with self._transaction() as connection:
+        async with self.database.transaction() as connection:
             await _log(connection, lines)
 
     @uninterrupted
     async def heartbeat(self, owner: str, lease_seconds: float) -> None:
         """Keep a dispatcher's lease, and with it every attempt it holds."""
         until = now() + lease_seconds
-        async with self._transaction() as connection:
+        async with self.database.transaction() as connection:
             renewed = update(dispatchers).where(dispatchers.c.owner == owner).values(lease_until=until)
             if not (await connection.execute(renewed)).rowcount:
                 await connection.execute(insert(dispatchers).values(owner=owner, lease_until=until))
@@ -279,7 +246,7 @@ class RequestStore:
     @uninterrupted
     async def give_back(self, owner: str) -> None:
         """End a dispatcher's lease now; what it still held goes back to the queue."""
-        async with self._transaction() as connection:
+        async with self.database.transaction() as connection:
             await connection.execute(delete(dispatchers).where(dispatchers.c.owner == owner))
             await _requeue(connection, and_(_in_progress, _columns.owner == owner), "the dispatcher stopped")
 
@@ -296,26 +263,10 @@ class RequestStore:
         )
         orphaned = and_(_in_progress, or_(_columns.owner.not_in(alive), forgotten))
         unstarted = and_(_in_queue, _columns.start_deadline <= now())
-        async with self._transaction() as connection:
+        async with self.database.transaction() as connection:
             await _requeue(connection, orphaned, "the dispatcher lost hold of it")
             await connection.execute(delete(dispatchers).where(dispatchers.c.lease_until <= now()))
             await _end(connection, unstarted, Outcome.of(StartTimeout("The request did not start in time").failure()))
-
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
-        try:
-            async with self._engine.begin() as connection:
-                yield connection
-        except STORE_AWAY as error:
-            raise Unavailable("The request store cannot be written at the moment") from error
-
-    @asynccontextmanager
-    async def _read(self) -> AsyncIterator[AsyncConnection]:
-        try:
-            async with self._reader.connect() as connection:
-                yield connection
-        except STORE_AWAY as error:
-            raise Unavailable("The request store cannot be read at the moment") from error
 
 
 def _row_of(new: NewRequest) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The tables, and time as the database sees it.
 
 ``requests`` is the hot table and stays narrow; the JSON of a request stands in ``request_io`` so that a change of state
-never rewrites it. ``dispatchers`` holds one lease for each dispatcher rather than one for each request.
+never rewrites it. ``dispatchers`` holds one lease for each dispatcher rather than one for each request. ``webhooks`` is
+the outbox: a row is made with its request, and becomes due in the transaction that ends it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     SmallInteger,
     String,
     Table,
     Text,
+    true,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
@@ -54,6 +57,13 @@ requests = Table(
     Column("error_type", Text),
     Column("inference_seconds", Float, comment="Wall time of the attempt that ended the request"),
     Column("gpu_seconds", Float, comment="This request's share of its batch's time on the device"),
+    Column("idempotency_key", Text, comment="Of its caller's choice; a second submit with it is the same request"),
+    Column("runner_hint", Text),
+    Column("store_io", Boolean, nullable=False, server_default=true(), comment="Whether its JSON is kept and shown"),
+    Column("lifecycle", Text, comment="How long its files live and who may read them, as JSON; null for the default"),
+    Column(
+        "previews", SmallInteger, nullable=False, server_default="0", comment="A preview each so many steps; 0, none"
+    ),
 )
 Index(
     "requests_waiting",
@@ -75,6 +85,8 @@ Index(
     sqlite_where=(requests.c.status == "IN_QUEUE") & requests.c.start_deadline.is_not(None),
     postgresql_where=(requests.c.status == "IN_QUEUE") & requests.c.start_deadline.is_not(None),
 )
+Index("requests_once", requests.c.key_id, requests.c.idempotency_key, unique=True)
+Index("requests_by_time", requests.c.key_id, requests.c.finished_at)
 
 request_io = Table(
     "request_io",
@@ -93,6 +105,7 @@ request_logs = Table(
     Column("level", String(6), nullable=False),
     Column("message", Text, nullable=False),
     Column("progress", Float),
+    Column("preview", Text, comment="The key of a picture of the clip so far"),
 )
 
 dispatchers = Table(
@@ -100,6 +113,58 @@ dispatchers = Table(
     metadata,
     Column("owner", String(36), primary_key=True),
     Column("lease_until", Float, nullable=False),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("key", Text, primary_key=True, comment="In the file storage"),
+    Column("key_id", Text, nullable=False, comment="Whose it is"),
+    Column("request_id", String(36), index=True, comment="What made it; null for an upload"),
+    Column("content_type", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, index=True),
+    Column("acl", Text, comment="Who may read it, as JSON; null for anybody"),
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("request_id", String(36), ForeignKey("requests.id", ondelete="CASCADE"), primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("state", String(11), nullable=False, comment="WAITING for its request, DUE, DELIVERED or UNDELIVERED"),
+    Column("attempts", SmallInteger, nullable=False),
+    Column("due_at", Float, comment="When it is to be tried next; while it is being tried, when it counts as lost"),
+    Column("status_code", SmallInteger, comment="The receiver's last answer"),
+    Column("error", Text, comment="Why the last attempt failed"),
+    Column("delivered_at", Float),
+)
+Index(
+    "webhooks_due",
+    webhooks.c.due_at,
+    sqlite_where=webhooks.c.state == "DUE",
+    postgresql_where=webhooks.c.state == "DUE",
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("hash", Text, nullable=False, comment="SHA-256 of the secret, which is random and long"),
+    Column("alias", Text, nullable=False),
+    Column("scope", Text, nullable=False, comment="API or ADMIN"),
+    Column("created_at", Float, nullable=False),
+    Column("revoked_at", Float),
+)
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("purpose", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False, comment="The highest is in use"),
+    Column("value", LargeBinary, nullable=False),
+    Column("created_at", Float, nullable=False),
 )
 
 

@@ -12,6 +12,6 @@ from tests.gateway.conftest import Gateway
 async def test_of_a_refused_input_no_more_than_a_little_is_kept(gateway: Gateway, length: int, kept: bool) -> None:
     request_id = await gateway.submit(json={"ignored": "x" * length})
 
-    async with gateway.store._read() as connection:
+    async with gateway.store.database.read() as connection:
         query = select(request_io.c.input).where(request_io.c.request_id == request_id)
         assert ("ignored" in (await connection.execute(query)).scalar_one()) is kept

@@ -228,14 +228,14 @@ async def test_results_are_kept_through_a_store_that_is_away_for_a_while(
     store: RequestStore, lease_seconds: float
 ) -> None:
     async def break_then_finish(attempts: list[Attempt]) -> AsyncIterator[Event]:
-        async with store._transaction() as connection:
+        async with store.database.transaction() as connection:
             await connection.exec_driver_sql("ALTER TABLE requests RENAME TO away")
         asyncio.get_running_loop().call_later(0.3, lambda: asyncio.ensure_future(heal()))
         async for event in finish(attempts):
             yield event
 
     async def heal() -> None:
-        async with store._transaction() as connection:
+        async with store.database.transaction() as connection:
             await connection.exec_driver_sql("ALTER TABLE away RENAME TO requests")
 
     request = await store.submit(new_request())
@@ -256,7 +256,7 @@ async def test_request_is_run_again_after_a_fault_that_nobody_foresaw(store: Req
             return await super().complete(*args)
 
     request = await store.submit(new_request())
-    async with running(Faulty(store._engine), FakeReplicas(finish), lease_seconds=0.3):
+    async with running(Faulty(store.database), FakeReplicas(finish), lease_seconds=0.3):
         assert (await ended(store, request)).status_code == 200
 
 

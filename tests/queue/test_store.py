@@ -188,7 +188,7 @@ async def test_cancelled_request_whose_replica_dies_ends_cancelled(store: Reques
 
 
 async def expire_lease(store: RequestStore, owner: str) -> None:
-    async with store._transaction() as connection:
+    async with store.database.transaction() as connection:
         past = update(dispatchers).where(dispatchers.c.owner == owner).values(lease_until=now() - 1)
         await connection.execute(past)
 
@@ -271,7 +271,7 @@ async def test_failure_is_stored_with_its_body(store: RequestStore) -> None:
 
 async def test_unreachable_database_is_unavailable_not_a_crash(tmp_path: Path) -> None:
     store = await RequestStore.open(f"sqlite+aiosqlite:///{tmp_path}/queue.db")
-    async with store._transaction() as connection:
+    async with store.database.transaction() as connection:
         await connection.exec_driver_sql("ALTER TABLE requests RENAME TO elsewhere")
     with pytest.raises(Unavailable):
         await store.submit(new_request())
@@ -281,7 +281,7 @@ async def test_unreachable_database_is_unavailable_not_a_crash(tmp_path: Path) -
 async def test_database_clock_agrees_with_ours(store: RequestStore) -> None:
     import time
 
-    async with store._read() as connection:
+    async with store.database.read() as connection:
         there = (await connection.execute(select(now()))).scalar_one()
     assert abs(there - time.time()) < 5
 

@@ -34,7 +34,7 @@ async def test_position_is_the_number_of_requests_ahead(store: RequestStore) -> 
 
 
 async def test_many_polls_cost_one_query(store: RequestStore) -> None:
-    counting = CountingStore(store._engine)
+    counting = CountingStore(store.database)
     request = await counting.submit(new_request())
     positions = Positions(counting, max_age=60)
     await asyncio.gather(*(positions.ahead(request) for _ in range(100)))
@@ -52,7 +52,7 @@ async def test_all_waiters_hear_of_a_completion(store: RequestStore) -> None:
 
 
 async def test_nothing_is_asked_while_nobody_waits(store: RequestStore) -> None:
-    counting = CountingStore(store._engine)
+    counting = CountingStore(store.database)
     request = await counting.submit(new_request())
     await counting.cancel(request.id)
     completions = Completions(counting, interval=0.01)
