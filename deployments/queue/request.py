@@ -47,6 +47,7 @@ class NewRequest:
         priority: Where it queues.
         no_retry: End it when its first attempt is lost.
         start_timeout: Seconds it may wait for its start.
+        webhook: The URL that is told how it ended.
         id: Its id, known before it is stored so that it can be cancelled whatever becomes of the answer.
     """
 
@@ -59,6 +60,7 @@ class NewRequest:
     priority: Priority = Priority.NORMAL
     no_retry: bool = False
     start_timeout: float | None = None
+    webhook: str | None = None
     id: str = field(default_factory=lambda: str(uuid4()))
 
 

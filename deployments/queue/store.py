@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from deployments.errors import ClientCancelled, Failure, RunnerDisconnected, StartTimeout
 from deployments.models.messages import Attempt
 from deployments.queue.database import Database, uninterrupted
+from deployments.queue.outbox import add_webhook, make_due
 from deployments.queue.request import (
     MAX_ATTEMPTS,
     Cancelled,
@@ -93,6 +94,8 @@ class RequestStore:
             row = await connection.execute(insert(requests).values(_row_of(new)).returning(requests))
             request = InferenceRequest.from_row(row.one())
             await connection.execute(insert(request_io).values(request_id=request.id, input=new.input))
+            if new.webhook:
+                await add_webhook(connection, request.id, new.webhook)
             if ended:
                 await _end(connection, _columns.id == request.id, Outcome.of(ended))
         return request
@@ -272,7 +275,7 @@ class RequestStore:
 def _row_of(new: NewRequest) -> dict[str, Any]:
     values = asdict(new)
     start_timeout = values.pop("start_timeout")
-    del values["input"]
+    del values["input"], values["webhook"]
     return {
         **values,
         "status": RequestStatus.IN_QUEUE,
@@ -301,6 +304,7 @@ async def _end(connection: AsyncConnection, condition: ColumnElement[bool], outc
     ids = list(ended.scalars())
     if ids:
         await connection.execute(update(request_io).where(request_io.c.request_id.in_(ids)).values(output=body))
+        await make_due(connection, ids)
     return ids
 
 

@@ -133,6 +133,7 @@ webhooks = Table(
     metadata,
     Column("request_id", String(36), ForeignKey("requests.id", ondelete="CASCADE"), primary_key=True),
     Column("url", Text, nullable=False),
+    Column("host", Text, nullable=False, comment="Of the URL: no receiver gets more than a few at a time"),
     Column("state", String(11), nullable=False, comment="WAITING for its request, DUE, DELIVERED or UNDELIVERED"),
     Column("attempts", SmallInteger, nullable=False),
     Column("due_at", Float, comment="When it is to be tried next; while it is being tried, when it counts as lost"),

@@ -51,6 +51,7 @@ def upgrade() -> None:
         "webhooks",
         sa.Column("request_id", sa.String(36), sa.ForeignKey("requests.id", ondelete="CASCADE"), primary_key=True),
         sa.Column("url", sa.Text, nullable=False),
+        sa.Column("host", sa.Text, nullable=False, comment="Of the URL: no receiver gets more than a few at a time"),
         sa.Column(
             "state", sa.String(11), nullable=False, comment="WAITING for its request, DUE, DELIVERED or UNDELIVERED"
         ),
