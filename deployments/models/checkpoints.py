@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pkgutil
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -34,6 +35,7 @@ MOST_PROBLEMS = 5
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIFFUSERS_STEM = "diffusion_pytorch_model"
 _READ_BYTES = 16 * 1024 * 1024
 
@@ -95,10 +97,8 @@ class Checkpoint:
             CheckpointError: It is missing, or no JSON object.
         """
         path = self.path(name)
-        try:
+        with _told_as(f"{path} is no JSON object"):
             return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(f"{path} is no JSON object: {error}") from error
 
     def folder(self, variant: str | None = None) -> Path:
         """The directory of a whole pipeline; what is not in the hub's cache is downloaded first.
@@ -110,7 +110,7 @@ class Checkpoint:
             return Path(self.weights)
         from diffusers import DiffusionPipeline
 
-        with self._hub_errors("pipeline"):
+        with _told_as(f"{self}: no pipeline in the hub's cache, nor can it be had"):
             options = {"revision": self.revision, "variant": variant, "use_safetensors": True}
             return Path(DiffusionPipeline.download(self.weights, **options))
 
@@ -119,31 +119,24 @@ class Checkpoint:
 
         A directory may have a list of its own. The hub's cache keeps each large file under its SHA-256.
         """
-        if path.is_symlink():
-            blob = path.resolve().name
-            return blob if re.fullmatch("[0-9a-f]{64}", blob) else None
+        if self._listed_hashes:
+            return self._listed_hashes.get(os.path.normpath(path.relative_to(self.weights)))
+        blob = path.resolve().name
+        return blob if path.is_symlink() and _SHA256.fullmatch(blob) else None
+
+    @cached_property
+    def _listed_hashes(self) -> dict[str, str]:
         listing = Path(self.weights, HASHES)
-        if not listing.is_file():
-            return None
-        lines = (line.split(maxsplit=1) for line in listing.read_text(encoding="utf-8").splitlines() if line.strip())
-        hashes = {name.lstrip("*"): digest for digest, name in lines}
-        return hashes.get(path.relative_to(self.weights).as_posix())
+        lines = listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else []
+        with _told_as(f"{listing} is not what sha256sum writes"):
+            pairs = [line.split(maxsplit=1) for line in lines if line.strip()]
+            return {os.path.normpath(name.lstrip("*")): digest.lower() for digest, name in pairs}
 
     def _from_hub(self, name: str) -> Path:
         from huggingface_hub import hf_hub_download
 
-        with self._hub_errors(name):
+        with _told_as(f"{self}: no {name} in the hub's cache, nor can it be had"):
             return Path(hf_hub_download(self.weights, name, revision=self.revision))
-
-    @contextmanager
-    def _hub_errors(self, name: str) -> Iterator[None]:
-        from huggingface_hub.errors import HfHubHTTPError
-
-        try:
-            yield
-        except (HfHubHTTPError, OSError) as error:  # having no network, too, is an OSError
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"{self}: no {name} in the hub's cache, nor can it be had: {reason}") from error
 
 
 @dataclass(frozen=True)
@@ -217,9 +210,11 @@ class Part(ABC):
             return [self.checkpoint.path(self._named(f"{stem}{variant}.safetensors"))]
         except CheckpointError as missing:
             try:
-                shards = self.checkpoint.read_json(index)["weight_map"].values()
+                shards = self.checkpoint.read_json(index).get("weight_map", {}).values()
             except CheckpointError:
                 raise missing from None
+            if not shards:
+                raise CheckpointError(f"{index} of {self.checkpoint} names no files") from None
             return [self.checkpoint.path(self._named(shard)) for shard in sorted(set(shards))]
 
 
@@ -238,7 +233,12 @@ class Extractor(Part):
         return 0
 
     def config(self) -> dict[str, Any]:  # noqa: D102
-        return self.checkpoint.read_json(self._named(self.name))
+        config = self.checkpoint.read_json(self._named(self.name))
+        if missing := {"image_mean", "image_std"} - config.keys():
+            raise CheckpointError(
+                f"{self._named(self.name)} of {self.checkpoint} has no {' and no '.join(sorted(missing))}"
+            )
+        return config
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ class Network(Part):
         tensors: A safetensors file of another checkpoint to take the tensors from, and that checkpoint.
     """
 
-    type: str = ""
+    type: str = field(kw_only=True)
     tensors: tuple[Checkpoint, str] | None = None
 
     def files(self) -> Sequence[tuple[Checkpoint, Path]]:  # noqa: D102
@@ -298,11 +298,9 @@ class Network(Part):
         from accelerate import init_empty_weights
 
         paths = [path for _, path in self.files()[1:]]
-        try:
-            with init_empty_weights():
-                network = pkgutil.resolve_name(self.type).from_config(self.config())
-        except (TypeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{self._named('config.json')} of {self.checkpoint}: {error}") from error
+        config = self.config()
+        with _told_as(f"{self._named('config.json')} of {self.checkpoint} makes no network"), init_empty_weights():
+            network = pkgutil.resolve_name(self.type).from_config(config)
         wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         _compare(wanted, dict(_shapes(paths)), paths)
         return network, paths
@@ -317,7 +315,7 @@ class LibraryNetwork(Part):
         stem: What the library calls the file of tensors.
     """
 
-    type: str = ""
+    type: str = field(kw_only=True)
     stem: str = "model"
 
     def files(self) -> Sequence[tuple[Checkpoint, Path]]:  # noqa: D102
@@ -333,16 +331,18 @@ class LibraryNetwork(Part):
 
     def _read(self, **options: Any) -> Any:
         config, *tensors = [path for _, path in self.files()]
-        dict(_shapes(tensors))  # a broken file is named before a loader says something vaguer
-        network, info = pkgutil.resolve_name(self.type).from_pretrained(
-            config.parent,
-            variant=self.variant,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, with the names
-            **options,
-        )
+        self.config()
+        dict(_shapes(tensors))  # broken files are named before a loader says something vaguer
+        with _told_as(f"{config.parent} makes no network"):
+            network, info = pkgutil.resolve_name(self.type).from_pretrained(
+                config.parent,
+                variant=self.variant,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below, with the names
+                **options,
+            )
         differing = {name: (found, wanted) for name, found, wanted in info["mismatched_keys"]}
         wanted = dict.fromkeys(info["missing_keys"], ()) | {name: w for name, (_, w) in differing.items()}
         found = dict.fromkeys(info["unexpected_keys"], ()) | {name: f for name, (f, _) in differing.items()}
@@ -382,8 +382,10 @@ def pipeline_parts(checkpoint: Checkpoint, variant: str | None) -> dict[str, Par
     """
     directory = Checkpoint(str(checkpoint.folder(variant)))
     index = directory.read_json("model_index.json")
-    components = {name: value for name, value in index.items() if isinstance(value, list) and value[0]}
-    return {name: _component(directory, name, variant, *value) for name, value in components.items()}
+    components = {name: value for name, value in index.items() if isinstance(value, list) and any(value)}
+    if not components:
+        raise CheckpointError(f"model_index.json of {checkpoint} names no component")
+    return {name: _component(directory, name, variant, value) for name, value in components.items()}
 
 
 @cache
@@ -396,20 +398,32 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _component(checkpoint: Checkpoint, name: str, variant: str | None, library: str, type: str) -> Part:
+def _component(checkpoint: Checkpoint, name: str, variant: str | None, value: Sequence[Any]) -> Part:
     from diffusers import ModelMixin
     from transformers import PreTrainedModel
 
-    module = library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"
-    try:
-        kind = pkgutil.resolve_name(f"{module}:{type}")
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"model_index.json of {checkpoint}: there is no {library}.{type}") from error
-    if issubclass(kind, ModelMixin):
-        return LibraryNetwork(checkpoint, name, variant, type=f"{module}:{type}", stem=_DIFFUSERS_STEM)
-    if issubclass(kind, PreTrainedModel):
-        return LibraryNetwork(checkpoint, name, variant, type=f"{module}:{type}")
+    with _told_as(f"model_index.json of {checkpoint}: {name} is nothing that can be loaded"):
+        library, kind = value
+        module = library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"
+        type = f"{module}:{kind}"
+        bases = pkgutil.resolve_name(type).__mro__
+    if ModelMixin in bases:
+        return LibraryNetwork(checkpoint, name, variant, type=type, stem=_DIFFUSERS_STEM)
+    if PreTrainedModel in bases:
+        return LibraryNetwork(checkpoint, name, variant, type=type)
     return Plain(checkpoint, name)
+
+
+@contextmanager
+def _told_as(what: str) -> Iterator[None]:
+    """Whatever a library raises over somebody's files, as the one error that this module raises."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{what}: {reason}") from error
 
 
 def _shapes(paths: Sequence[Path]) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -11,6 +11,7 @@ result depends on its clip alone: it has its own generator, and no operation mix
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -94,20 +95,20 @@ class Batch:
         return replace(self, latents=torch.where(self.still, self.pictures + sigma * self.noise, self.latents))
 
 
-class Rows(NamedTuple):
-    """The input of one call of the UNet: a clip has one row, or two under guidance."""
+class Row(NamedTuple):
+    """The input of the UNet for one clip, or for one of its two halves under guidance: views, not copies.
+
+    Attributes:
+        latents: Scaled noisy latents beside those of the first picture, [F, 2 * C, h, w].
+        embedding: Of the picture, [1, D].
+        time_ids: [3].
+        features: The ControlNet's view of the depth maps, [F, C', h, w], or None.
+    """
 
     latents: torch.Tensor
-    embeddings: torch.Tensor
+    embedding: torch.Tensor
     time_ids: torch.Tensor
     features: torch.Tensor | None
-
-    def halves(self) -> tuple[Rows, Rows]:
-        """The same as two calls of half the size."""
-        middle = (len(self.latents) + 1) // 2
-        first = (None if tensor is None else tensor[:middle] for tensor in self)
-        second = (None if tensor is None else tensor[middle:] for tensor in self)
-        return Rows(*first), Rows(*second)  # type: ignore[arg-type]  # only the features may be None
 
 
 class SVDSampler:
@@ -119,8 +120,8 @@ class SVDSampler:
         image_encoder: A CLIPVisionModelWithProjection: CLIP's picture half.
         normalisation: How the image encoder wants its pictures.
         control: What depth maps go through; without one, clips have none.
-        decode_chunk: Frames the VAE decodes together; None for all. It changes the pixels slightly, so it is fixed for
-            a sampler and never follows the load.
+        decode_chunk: Frames the VAE decodes together, at the most; None for all. It changes the pixels slightly, so it
+            is fixed for a sampler and never follows the load.
         batched: Whether one call of the UNet serves a whole batch, or each clip has a call of its own.
 
     Raises:
@@ -145,7 +146,7 @@ class SVDSampler:
         self.decode_chunk = decode_chunk
         self.batched = batched
         self.device: torch.device = unet.device
-        self._most_rows: dict[torch.Size, int] = {}
+        self._most_rows: int | None = None  # of this batch, how many fit into the memory together
         _check_control(self)
 
     @classmethod
@@ -222,10 +223,17 @@ class SVDSampler:
         import torch
 
         static = {index for index, clip in enumerate(clips) if clip.is_static}
+        wanted: set[int] = set()
+
+        def keep_moving(done: int) -> set[int]:
+            wanted.clear()
+            wanted.update(keep(done))
+            return wanted - static
+
         try:
-            latents = self.denoise(clips, schedule, guidance, lambda done: set(keep(done)) - static)
+            latents = self.denoise(clips, schedule, guidance, keep_moving)
             frames = {index: to_uint8(self.finish(clips[index], latents[index])) for index in latents}
-            frames |= {index: _repeat(clips[index]) for index in static}
+            frames |= {index: _repeat(clips[index]) for index in static & wanted}
             return [frames.get(index) for index in range(len(clips))]
         except torch.OutOfMemoryError:
             logger.exception("out of memory")
@@ -240,8 +248,12 @@ class SVDSampler:
         import torch
 
         _check_alike(clips, self.size_multiple)
+        self._most_rows = None
+        members = sorted(set(keep(0)) & set(range(len(clips))))
+        if not members:
+            return {}
         with torch.inference_mode():
-            batch = self._prepare(clips, schedule).narrow(keep(0))
+            batch = replace(self._prepare([clips[member] for member in members], schedule), members=tuple(members))
             for index in range(schedule.steps):
                 if not batch.members:
                     break
@@ -269,7 +281,8 @@ class SVDSampler:
         dtype = next(self.vae.decoder.parameters()).dtype
         with torch.inference_mode():
             scaled = (latents / self.vae.config.scaling_factor).to(dtype)
-            chunks = scaled.split(self.decode_chunk or len(scaled))
+            # Of even length: a frame that is decoded alone sees nothing of those beside it.
+            chunks = scaled.tensor_split(math.ceil(len(scaled) / (self.decode_chunk or len(scaled))))
             frames = torch.cat([self.vae.decode(chunk, num_frames=len(chunk)).sample for chunk in chunks])
             return (frames.float() / 2 + 0.5).clamp(0, 1)
 
@@ -355,54 +368,54 @@ class SVDSampler:
         latents = batch.latents * schedule.input_scale(index)
         first_frames = batch.first_frames.expand_as(latents)
         timestep = schedule.timestep(index)
-        seeing = torch.cat([latents, first_frames], dim=2)
+        seeing = _rows(torch.cat([latents, first_frames], dim=2), batch.embeddings, batch)
         if max(guidance) <= 1:
-            return self._ask(Rows(seeing, batch.embeddings, batch.time_ids, batch.features), timestep)
-        blind = torch.cat([latents, torch.zeros_like(first_frames)], dim=2)
-        rows = Rows(
-            latents=torch.cat([blind, seeing]),
-            embeddings=torch.cat([torch.zeros_like(batch.embeddings), batch.embeddings]),
-            time_ids=batch.time_ids.repeat(2, 1),
-            features=None if batch.features is None else torch.cat([batch.features, batch.features]),
-        )
-        without, with_picture = self._ask(rows, timestep).chunk(2)
+            return self._ask(seeing, timestep)
+        nothing = torch.cat([latents, torch.zeros_like(first_frames)], dim=2)
+        blind = _rows(nothing, torch.zeros_like(batch.embeddings), batch)
+        without, with_picture = self._ask([*blind, *seeing], timestep).chunk(2)
         strength = torch.linspace(*guidance, latents.shape[1], device=latents.device)[None, :, None, None, None]
         return without + strength * (with_picture - without)
 
-    def _ask(self, rows: Rows, timestep: float) -> torch.Tensor:
+    def _ask(self, rows: Sequence[Row], timestep: float) -> torch.Tensor:
         """The velocities of all rows, float32. Rows that do not fit into the GPU's memory together go one half each."""
         import torch
 
-        count, shape = len(rows.latents), rows.latents.shape[1:]
-        if count <= self._most_rows.get(shape, count):
+        count = len(rows)
+        if count <= (self._most_rows or count):
             try:
                 return self._call(rows, timestep)
             except torch.OutOfMemoryError:
                 if count == 1:
                     raise
-                self._most_rows[shape] = (count + 1) // 2
-                logger.warning("%d rows of %s do not fit into the memory; half of them will be tried", count, shape)
+                self._most_rows = (count + 1) // 2
+                logger.warning("%d rows do not fit into the memory; %d will be tried", count, self._most_rows)
             torch.cuda.empty_cache()  # after the except clause: the failed call's tensors are let go with it
-        return torch.cat([self._ask(half, timestep) for half in rows.halves()])
+        middle = (count + 1) // 2
+        return torch.cat([self._ask(half, timestep) for half in (rows[:middle], rows[middle:])])
 
-    def _call(self, rows: Rows, timestep: float) -> torch.Tensor:
+    def _call(self, rows: Sequence[Row], timestep: float) -> torch.Tensor:
         """One call of the UNet, and of the ControlNet before it, in their own precision."""
         import torch
 
         dtype = self.unet.dtype
         common = (
-            rows.latents.to(dtype),
-            torch.full((len(rows.latents),), timestep, device=rows.latents.device),
-            rows.embeddings.to(dtype),
-            rows.time_ids,
+            torch.stack([row.latents for row in rows]).to(dtype),
+            torch.full((len(rows),), timestep, device=self.device),
+            torch.stack([row.embedding for row in rows]).to(dtype),
+            torch.stack([row.time_ids for row in rows]),
         )
-        residuals = None
-        if self.control and rows.features is not None:
-            config = self.control.config
-            residuals = self.control.network(*common, features=rows.features, accumulate=config.accumulate)
-            residuals = [residual * config.scale for residual in residuals]
+        features = [row.features for row in rows if row.features is not None]
+        residuals = self._lead(common, torch.stack(features)) if features else None
         velocity: torch.Tensor = self.unet(*common, residuals=residuals)
         return velocity.float()
+
+    def _lead(self, common: Sequence[torch.Tensor], features: torch.Tensor) -> list[torch.Tensor]:
+        """What the ControlNet adds to the UNet."""
+        assert self.control
+        config = self.control.config
+        residuals = self.control.network(*common, features=features, accumulate=config.accumulate)
+        return [residual * config.scale for residual in residuals]
 
 
 def to_uint8(frames: torch.Tensor) -> np.ndarray:
@@ -451,6 +464,11 @@ def _pick(column: Any, rows: Sequence[int]) -> Any:
     return None if column is None else column[list(rows)]
 
 
+def _rows(latents: torch.Tensor, embeddings: torch.Tensor, batch: Batch) -> list[Row]:
+    features = [None] * len(latents) if batch.features is None else batch.features
+    return [Row(*row) for row in zip(latents, embeddings, batch.time_ids, features, strict=True)]
+
+
 def _check_alike(clips: Sequence[Clip], multiple: int) -> None:
     sizes: set[Size] = {clip.size for clip in clips}
     if len(sizes) != 1:
@@ -466,9 +484,15 @@ def _check_control(sampler: SVDSampler) -> None:
     if not sampler.control:
         return
     unet, control = sampler.unet.config, sampler.control.network.config
+    blocks = len(unet.block_out_channels)
     for name in ("block_out_channels", "layers_per_block", "cross_attention_dim"):
-        if control[name] != unet[name]:
+        if _spelt_out(control[name], blocks) != _spelt_out(unet[name], blocks):
             raise CheckpointError(f"the ControlNet's {name} is {control[name]}, the UNet's {unet[name]}")
     halvings = len(control.conditioning_embedding_out_channels) - 1
     if 2**halvings != sampler.factor:
         raise CheckpointError(f"the ControlNet shrinks its maps {2**halvings} times, the VAE {sampler.factor} times")
+
+
+def _spelt_out(value: int | Sequence[int], blocks: int) -> list[int]:
+    """A value for each block: configurations may give one for all."""
+    return [value] * blocks if isinstance(value, int) else list(value)

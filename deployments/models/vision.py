@@ -20,8 +20,11 @@ class Normalisation:
 
     @classmethod
     def of(cls, encoder: Mapping[str, Any], extractor: Mapping[str, Any]) -> Self:
-        """From an encoder's and a feature extractor's configuration; the rest of the latter is not used by SVD."""
-        return cls(int(encoder["image_size"]), tuple(extractor["image_mean"]), tuple(extractor["image_std"]))
+        """From an encoder's and a feature extractor's configuration; the rest of the latter is not used by SVD.
+
+        The size is that of CLIP's own configuration where the encoder's does not say (it leaves out its defaults).
+        """
+        return cls(int(encoder.get("image_size", 224)), tuple(extractor["image_mean"]), tuple(extractor["image_std"]))
 
 
 def encoder_pixels(images: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:

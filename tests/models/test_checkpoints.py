@@ -227,22 +227,62 @@ def test_a_download_that_broke_off_is_named(svd: Path, name: str) -> None:
     assert f"{path} is no whole safetensors file" in refuse(parts_of(svd)[name])
 
 
+@pytest.mark.parametrize("name", ["unet", "vae", "image_encoder"])
 @pytest.mark.parametrize("text", ["", "[1]", "{", "\xff"])
-def test_a_configuration_that_is_no_json_object_is_named(svd: Path, text: str) -> None:
-    (svd / "unet/config.json").write_text(text, encoding="latin-1")
-    assert f"{svd}/unet/config.json is no JSON object" in refuse(parts_of(svd)["unet"])
+def test_a_configuration_that_is_no_json_object_is_named(svd: Path, name: str, text: str) -> None:
+    (svd / name / "config.json").write_text(text, encoding="latin-1")
+    assert f"{svd}/{name}/config.json is no JSON object" in refuse(parts_of(svd)[name])
 
 
-def test_a_configuration_that_makes_no_network_is_named(svd: Path) -> None:
-    config = json.loads((svd / "unet/config.json").read_text())
-    (svd / "unet/config.json").write_text(json.dumps(config | {"down_block_types": ["NoSuchBlock", "NoSuchBlock"]}))
-    assert "unet/config.json" in refuse(parts_of(svd)["unet"])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("unet", {"down_block_types": ["NoSuchBlock", "NoSuchBlock"]}),
+        ("unet", {"num_attention_heads": 0}),
+        ("unet", {"block_out_channels": [1, 2, 3]}),
+        ("vae", {"block_out_channels": "wide"}),
+        ("image_encoder", {"hidden_act": "no_such_function"}),
+        ("image_encoder", {"num_attention_heads": 7}),
+        ("image_encoder", {"patch_size": "big"}),
+    ],
+)
+def test_a_configuration_that_makes_no_network_is_named(svd: Path, name: str, change: dict[str, Any]) -> None:
+    config = json.loads((svd / name / "config.json").read_text())
+    (svd / name / "config.json").write_text(json.dumps(config | change))
+    message = refuse(parts_of(svd)[name])
+    assert f"{name}" in message
+    assert "makes no network" in message
 
 
-@pytest.mark.parametrize("value", [["os", "system"], ["diffusers", "NoSuchPipeline"], ["no_such_module", "Class"]])
+@pytest.mark.parametrize("missing", ["image_mean", "image_std"])
+def test_a_feature_extractor_without_its_colours_is_named(svd: Path, missing: str) -> None:
+    path = svd / "feature_extractor" / "preprocessor_config.json"
+    config = json.loads(path.read_text())
+    del config[missing]
+    path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"has no {missing}"):
+        parts_of(svd)["feature_extractor"].check()
+
+
+def test_an_index_that_names_no_files_is_named(svd: Path) -> None:
+    (svd / UNET).unlink()
+    (svd / f"{UNET}.index.json").write_text("{}")
+    assert "names no files" in refuse(parts_of(svd)["unet"])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [["os", "system"], ["diffusers", "NoSuchPipeline"], ["no_such_module", "Class"], ["diffusers"], ["a", "b", "c"]],
+)
 def test_a_pipeline_of_unknown_classes_is_refused(tmp_path: Path, value: list[str]) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline", "unet": value}))
-    with pytest.raises(CheckpointError, match=rf"there is no {value[0]}\.{value[1]}"):
+    with pytest.raises(CheckpointError, match=r"model_index\.json of .*: unet is nothing that can be loaded"):
+        pipeline_parts(Checkpoint(str(tmp_path)), None)
+
+
+def test_a_pipeline_without_components_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="names no component"):
         pipeline_parts(Checkpoint(str(tmp_path)), None)
 
 
@@ -284,6 +324,20 @@ def test_files_that_nobody_listed_have_no_known_hash(svd: Path) -> None:
     assert parts_of(svd)["unet"].check_hashes() == 0
     (svd / HASHES).write_text("0000  something/else.bin\n\n")
     assert parts_of(svd)["unet"].check_hashes() == 0
+
+
+def test_a_link_is_held_against_the_list_too_however_its_name_is_written(svd: Path, tmp_path: Path) -> None:
+    (svd / UNET).rename(tmp_path / "elsewhere")
+    (svd / UNET).symlink_to(tmp_path / "elsewhere")
+    (svd / HASHES).write_text(f"{'0' * 64}  ./{UNET}\n")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        parts_of(svd)["unet"].check_hashes()
+
+
+def test_a_list_of_hashes_that_cannot_be_read_is_named(svd: Path) -> None:
+    (svd / HASHES).write_text("nonsense\n")
+    with pytest.raises(CheckpointError, match="is not what sha256sum writes"):
+        parts_of(svd)["unet"].check_hashes()
 
 
 # ---------------------------------------------------------------- repositories
@@ -524,3 +578,8 @@ def test_a_wrong_tensor_in_gigabytes_is_found(published: Path, tmp_path: Path) -
     part = Network(Checkpoint(str(tmp_path)), "", type="deployments.models.networks:DepthControlNet")
     with pytest.raises(CheckpointError, match=r"controlnet_down_blocks\.11\.weight has shape \[640, 640, 1, 1\], the"):
         part.check()
+
+
+def test_a_repository_whose_name_no_hub_takes_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"a/b\.\.c@0123456789ab: no config\.json"):
+        Checkpoint("a/b..c", COMMIT).path("config.json")
