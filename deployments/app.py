@@ -56,7 +56,15 @@ def build_app(args: AppArgs) -> Application:
     def build_api() -> ASGIApp:
         logs.configure()
         settings = Settings()
-        return create_api(endpoints, open_store, open_storage(), settings.key(), settings.public_url, Readiness())
+        return create_api(
+            endpoints,
+            open_store,
+            open_storage(),
+            settings.key(),
+            settings.public_url,
+            Readiness(),
+            poll_hold_seconds=settings.poll_hold_seconds,
+        )
 
     return serve.deployment(name=GATEWAY)(serve.ingress(build_api)()).bind(dispatcher)
 

@@ -5,6 +5,7 @@
     │   ├── BadRequest             400
     │   ├── StillInProgress        400
     │   ├── Unauthenticated        401
+    │   ├── Forbidden              403
     │   ├── NotFound               404
     │   ├── PayloadTooLarge        413
     │   ├── QueueFull              429
@@ -100,6 +101,12 @@ class Unauthenticated(PlatformError):
     """No key, or not one of ours."""
 
     status, type = 401, "unauthorized"
+
+
+class Forbidden(PlatformError):
+    """The caller is known, and may not do this."""
+
+    status, type = 403, "forbidden"
 
 
 class NotFound(PlatformError):

@@ -61,6 +61,10 @@ class Settings(BaseSettings):
     admin_key: str = Field("", description="`id:secret` that clients send; made and kept in `SVD_DATA_DIR` if absent.")
     fetch_allow_private: bool = Field(False, description="Let `image_url` name private addresses and any port.")
 
+    poll_hold_seconds: float = Field(
+        1.0, ge=0, le=30, description="How long a status is held back that its caller has been told already; 0, not."
+    )
+
     @model_validator(mode="after")
     def _fill_in(self) -> Self:
         self.data_dir = self.data_dir.absolute()

@@ -19,12 +19,13 @@ from deployments.gateway.auth import Authenticator
 from deployments.gateway.file_routes import file_router
 from deployments.gateway.hosts import FalHosts, RequestIds
 from deployments.gateway.page_routes import page_router
+from deployments.gateway.polls import Polls
 from deployments.gateway.queue_routes import queue_router
 from deployments.gateway.run_routes import run_router
 from deployments.gateway.service import Service
 from deployments.models.base import Endpoint
 from deployments.queue.store import RequestStore
-from deployments.queue.watch import Completions, Positions
+from deployments.queue.watch import Changes, Positions
 from deployments.storage import FileStorage
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def create_api(
     key: str,
     public_url: str,
     not_ready: NotReady,
+    poll_hold_seconds: float = 1.0,
 ) -> ASGIApp:
     """The gateway's HTTP application.
 
@@ -58,13 +60,22 @@ def create_api(
         key: The key that callers send.
         public_url: Our address as clients see it, without a trailing slash.
         not_ready: Behind ``/health/ready``.
+        poll_hold_seconds: How long a poll is held that would be told nothing new.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         store = await open_store()
+        positions, changes = Positions(store), Changes(store)
         service = Service(
-            endpoints, Authenticator(key), store, storage, Positions(store), Completions(store), public_url
+            endpoints=endpoints,
+            authenticate=Authenticator(key),
+            store=store,
+            storage=storage,
+            positions=positions,
+            changes=changes,
+            polls=Polls(store, changes, positions, poll_hold_seconds),
+            public_url=public_url,
         )
         routers = (_health_router(store, not_ready), page_router(service), file_router(service), queue_router(service))
         for router in (*routers, run_router(service)):

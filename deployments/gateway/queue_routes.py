@@ -36,9 +36,9 @@ def queue_router(service: Service) -> APIRouter:
         request = await service.request(path, request_id, caller)
         if request is None:
             return _unknown(request_id)
-        return JSONResponse(
-            await _status(service, request, logs.lower() in TRUE), headers={wire.REQUEST_ID: request_id}
-        )
+        with_logs = logs.lower() in TRUE
+        request = await service.polls.hold(request, with_logs)
+        return JSONResponse(await _status(service, request, with_logs), headers={wire.REQUEST_ID: request_id})
 
     @router.get("/{path:path}/requests/{request_id}/status/stream")
     async def status_stream(path: str, request_id: str, logs: str = "0", caller: Caller = authenticated) -> Response:

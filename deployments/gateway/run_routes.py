@@ -23,7 +23,7 @@ def run_router(service: Service) -> APIRouter:
         row, refused = new_request(endpoint, caller, payload, request, retry=False)
         try:
             await service.store.submit(row, refused.failure() if refused else None)
-            await service.completions.wait(row.id)
+            await service.changes.completion(row.id)
         except asyncio.CancelledError:  # a caller who goes away no longer wants the clip
             await service.store.cancel(row.id)
             raise

@@ -10,11 +10,12 @@ from fastapi import Response
 
 from deployments.errors import NotFound
 from deployments.gateway.auth import Authenticator, Caller
+from deployments.gateway.polls import Polls
 from deployments.gateway.wire import request_urls, result_response
 from deployments.models.base import Endpoint
 from deployments.queue.request import InferenceRequest
 from deployments.queue.store import RequestStore
-from deployments.queue.watch import Completions, Positions
+from deployments.queue.watch import Changes, Positions
 from deployments.storage import FileStorage
 
 _REQUEST_ID = re.compile(r"[0-9a-f-]{36}")
@@ -29,7 +30,8 @@ class Service:
     store: RequestStore
     storage: FileStorage
     positions: Positions
-    completions: Completions
+    changes: Changes
+    polls: Polls
     public_url: str
 
     def endpoint(self, endpoint_id: str) -> Endpoint:

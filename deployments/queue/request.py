@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from uuid import UUID, uuid4, uuid5
 
 from sqlalchemy import Row
@@ -47,6 +47,11 @@ class NewRequest:
         priority: Where it queues.
         no_retry: End it when its first attempt is lost.
         start_timeout: Seconds it may wait for its start.
+        idempotency_key: Of its caller's choice; a second submit with the same one is the same request.
+        runner_hint: Which replica its caller would like.
+        store_io: Whether its input and output are kept and shown in its caller's history.
+        lifecycle: How long its files live and who may read them, as JSON; None for the default.
+        previews: A picture of the clip so far each so many steps; 0 for none.
         webhook: The URL that is told how it ended.
         id: Its id, known before it is stored so that it can be cancelled whatever becomes of the answer.
     """
@@ -60,6 +65,11 @@ class NewRequest:
     priority: Priority = Priority.NORMAL
     no_retry: bool = False
     start_timeout: float | None = None
+    idempotency_key: str | None = None
+    runner_hint: str | None = None
+    store_io: bool = True
+    lifecycle: str | None = None
+    previews: int = 0
     webhook: str | None = None
     id: str = field(default_factory=lambda: str(uuid4()))
 
@@ -86,6 +96,7 @@ class InferenceRequest:
     error_type: str | None
     inference_seconds: float | None
     gpu_seconds: float | None
+    store_io: bool
 
     @classmethod
     def from_row(cls, row: Row[Any]) -> Self:
@@ -102,13 +113,31 @@ class InferenceRequest:
 
 @dataclass(frozen=True)
 class LogLine:
-    """One line of a request's log; ``progress``, from 0 to 1, where the line tells of some."""
+    """One line of a request's log.
+
+    Attributes:
+        request_id: Whose.
+        message: The line.
+        at: Unix seconds.
+        level: One of fal's.
+        progress: From 0 to 1, where the line tells of some.
+        preview: The key of a picture of the clip so far.
+    """
 
     request_id: str
     message: str
     at: float
     level: str = "INFO"
     progress: float | None = None
+    preview: str | None = None
+
+
+class Version(NamedTuple):
+    """What changes about a request: a waiter compares two of them."""
+
+    status: RequestStatus
+    attempt: int
+    last_line: int
 
 
 class Cancelled(StrEnum):

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import ColumnElement, String, and_, delete, exists, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, String, and_, delete, exists, func, insert, literal, or_, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.errors import ClientCancelled, Failure, RunnerDisconnected, StartTimeout
@@ -27,6 +28,7 @@ from deployments.queue.request import (
     LogLine,
     NewRequest,
     RequestStatus,
+    Version,
 )
 from deployments.queue.tables import dispatchers, now, request_io, request_logs, requests
 
@@ -89,7 +91,25 @@ class RequestStore:
 
     @uninterrupted
     async def submit(self, new: NewRequest, ended: Failure | None = None) -> InferenceRequest:
-        """Accept a request. With ``ended`` it is recorded as one that has failed already (a bad input)."""
+        """Accept a request. With ``ended`` it is recorded as one that has failed already (a bad input).
+
+        A second submit with a caller's idempotency key answers with the first one's request.
+        """
+        try:
+            return await self._submit(new, ended)
+        except IntegrityError:  # somebody else was first
+            earlier = await self._submitted_with(new)
+            if earlier is None:
+                raise
+            return earlier
+
+    async def _submitted_with(self, new: NewRequest) -> InferenceRequest | None:
+        mine = and_(_columns.key_id == new.key_id, _columns.idempotency_key == new.idempotency_key)
+        async with self.database.read() as connection:
+            row = (await connection.execute(select(requests).where(mine))).one_or_none()
+        return InferenceRequest.from_row(row) if row else None
+
+    async def _submit(self, new: NewRequest, ended: Failure | None) -> InferenceRequest:
         async with self.database.transaction() as connection:
             row = await connection.execute(insert(requests).values(_row_of(new)).returning(requests))
             request = InferenceRequest.from_row(row.one())
@@ -119,7 +139,7 @@ class RequestStore:
         """A request's log, oldest line first, without the first ``skip`` lines."""
         lines = request_logs.c
         query = (
-            select(lines.request_id, lines.message, lines.at, lines.level, lines.progress)
+            select(lines.request_id, lines.message, lines.at, lines.level, lines.progress, lines.preview)
             .where(lines.request_id == request_id)
             .order_by(lines.seq)
             .offset(skip)
@@ -139,13 +159,15 @@ class RequestStore:
             return [(row.priority, row.seq) for row in await connection.execute(query)]
 
     @uninterrupted
-    async def completed(self, request_ids: Iterable[str]) -> set[str]:
-        """Which of these requests have ended."""
-        query = select(_columns.id).where(
-            _columns.id.in_(list(request_ids)), _columns.status == RequestStatus.COMPLETED
-        )
+    async def versions(self, request_ids: Iterable[str]) -> dict[str, Version]:
+        """What has become of these requests, in one query."""
+        lines = request_logs.c
+        last_line = select(func.coalesce(func.max(lines.seq), 0)).where(lines.request_id == _columns.id)
+        query = select(_columns.id, _columns.status, _columns.attempt, last_line.scalar_subquery().label("last_line"))
+        query = query.where(_columns.id.in_(list(request_ids)))
         async with self.database.read() as connection:
-            return set((await connection.execute(query)).scalars())
+            rows = await connection.execute(query)
+            return {row.id: Version(RequestStatus(row.status), row.attempt, row.last_line) for row in rows}
 
     @uninterrupted
     async def cancel(self, request_id: str) -> Cancelled:

@@ -1,4 +1,4 @@
-"""What many waiters share, so that each costs the store nothing: positions, and news of completion.
+"""What many waiters share, so that each costs the store nothing: positions, and news of changes.
 
 Both ask the database only while somebody asks them, and at most once an interval.
 """
@@ -10,10 +10,10 @@ import contextlib
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from deployments.errors import Unavailable
-from deployments.queue.request import InferenceRequest
+from deployments.queue.request import InferenceRequest, RequestStatus, Version
 from deployments.queue.store import RequestStore
 
 
@@ -44,8 +44,8 @@ class Positions:
         return waiting
 
 
-class Completions:
-    """Waiting for requests to end: one query an interval for all who wait in this process."""
+class Changes:
+    """Waiting for requests to change: one query an interval for all who wait in this process."""
 
     def __init__(self, store: RequestStore, interval: float = 0.05) -> None:
         """Look every ``interval`` seconds while anybody waits."""
@@ -53,13 +53,24 @@ class Completions:
         self._interval = interval
         self._watched: Counter[str] = Counter()
         self._changed = asyncio.Condition()
-        self._done: set[str] = set()
+        self._versions: dict[str, Version] = {}
         self._watcher: asyncio.Task[None] | None = None
 
-    async def wait(self, request_id: str) -> None:
+    async def completion(self, request_id: str) -> None:
         """Return when the request has ended."""
+        await self._wait_for(request_id, lambda version: version.status == RequestStatus.COMPLETED)
+
+    async def since(self, request_id: str, seen: Version | None, seconds: float) -> Version | None:
+        """Return the request's version as soon as it differs from ``seen``, or ``seen`` after so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await self._wait_for(request_id, lambda version: version != seen)
+        return seen
+
+    async def _wait_for(self, request_id: str, is_it: Callable[[Version], bool]) -> Version:
         async with self._watching(request_id), self._changed:
-            await self._changed.wait_for(lambda: request_id in self._done)
+            await self._changed.wait_for(lambda: request_id in self._versions and is_it(self._versions[request_id]))
+            return self._versions[request_id]
 
     @contextlib.asynccontextmanager
     async def _watching(self, request_id: str) -> AsyncIterator[None]:
@@ -72,13 +83,13 @@ class Completions:
             self._watched[request_id] -= 1
             if not self._watched[request_id]:
                 del self._watched[request_id]
-                self._done.discard(request_id)
+                self._versions.pop(request_id, None)
 
     async def _watch(self) -> None:
         while self._watched:
             with contextlib.suppress(Unavailable):  # the store comes back; nobody who waits is told otherwise
-                done = await self._store.completed(self._watched)
+                versions = await self._store.versions(self._watched)
                 async with self._changed:
-                    self._done |= done & self._watched.keys()
+                    self._versions = {id: version for id, version in versions.items() if id in self._watched}
                     self._changed.notify_all()
             await asyncio.sleep(self._interval)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Iterable
 
-from deployments.queue.request import Priority
+from deployments.queue.request import LogLine, Priority, RequestStatus, Version
 from deployments.queue.store import Outcome, RequestStore
-from deployments.queue.watch import Completions, Positions
+from deployments.queue.watch import Changes, Positions
 from tests.queue.conftest import MODEL, new_request
 from tests.queue.test_store import ONE, claim_one
 
@@ -18,9 +20,9 @@ class CountingStore(RequestStore):
         self.asked += 1
         return await super().waiting(model)
 
-    async def completed(self, request_ids: object) -> set[str]:
+    async def versions(self, request_ids: Iterable[str]) -> dict[str, Version]:
         self.asked += 1
-        return await super().completed(request_ids)  # type: ignore[arg-type]
+        return await super().versions(request_ids)
 
 
 async def test_position_is_the_number_of_requests_ahead(store: RequestStore) -> None:
@@ -43,8 +45,8 @@ async def test_many_polls_cost_one_query(store: RequestStore) -> None:
 
 async def test_all_waiters_hear_of_a_completion(store: RequestStore) -> None:
     request = await store.submit(new_request())
-    completions = Completions(store, interval=0.01)
-    waiters = [asyncio.create_task(completions.wait(request.id)) for _ in range(5)]
+    changes = Changes(store, interval=0.01)
+    waiters = [asyncio.create_task(changes.completion(request.id)) for _ in range(5)]
     await asyncio.sleep(0.05)
     assert not any(waiter.done() for waiter in waiters)
     await store.complete(await claim_one(store), "a", Outcome(200, {}))
@@ -55,10 +57,41 @@ async def test_nothing_is_asked_while_nobody_waits(store: RequestStore) -> None:
     counting = CountingStore(store.database)
     request = await counting.submit(new_request())
     await counting.cancel(request.id)
-    completions = Completions(counting, interval=0.01)
-    await asyncio.wait_for(completions.wait(request.id), 5)
+    changes = Changes(counting, interval=0.01)
+    await asyncio.wait_for(changes.completion(request.id), 5)
     await asyncio.sleep(0.05)
     asked = counting.asked
     await asyncio.sleep(0.05)
     assert counting.asked == asked
-    await asyncio.wait_for(completions.wait(request.id), 5)  # and it wakes up again
+    await asyncio.wait_for(changes.completion(request.id), 5)  # and it wakes up again
+
+
+async def test_a_waiter_hears_of_a_start_a_log_line_and_the_end(store: RequestStore) -> None:
+    request = await store.submit(new_request())
+    changes = Changes(store, interval=0.01)
+    seen = await changes.since(request.id, None, 5)
+    assert seen == Version(RequestStatus.IN_QUEUE, 0, 0)
+
+    waiter = asyncio.create_task(changes.since(request.id, seen, 5))
+    attempt = await claim_one(store)
+    assert await waiter == Version(RequestStatus.IN_PROGRESS, 1, 0)
+
+    waiter = asyncio.create_task(changes.since(request.id, await waiter, 5))
+    await store.log([LogLine(request.id, "Step 1/2", time.time())])
+    assert (await waiter) == Version(RequestStatus.IN_PROGRESS, 1, 1)
+
+    waiter = asyncio.create_task(changes.since(request.id, await waiter, 5))
+    await store.complete(attempt, "a", Outcome(200, {}))
+    assert (await waiter).status == RequestStatus.COMPLETED  # type: ignore[union-attr]
+
+
+async def test_a_waiter_hears_nothing_of_what_stays(store: RequestStore) -> None:
+    request, other = [await store.submit(new_request()) for _ in range(2)]
+    changes = Changes(store, interval=0.01)
+    seen = await changes.since(request.id, None, 5)
+
+    waiter = asyncio.create_task(changes.since(request.id, seen, 0.2))
+    await store.cancel(other.id)
+    began = time.monotonic()
+    assert await waiter == seen
+    assert time.monotonic() - began > 0.1
