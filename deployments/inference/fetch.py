@@ -10,23 +10,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from http.cookiejar import CookieJar, DefaultCookiePolicy
-from ipaddress import ip_network
 from urllib.parse import unquote_to_bytes
 
-import httpx
-from ssrfguard import Policy, SSRFGuardError
-from ssrfguard.httpx import AsyncClient
-
+from deployments import web
 from deployments.errors import FileDownloadError, FileTooLarge, ImageLoadError, Loc, ModelError, NotFound
 from deployments.storage import FileStorage
 
 FETCH_SECONDS = 30.0
-
-_PUBLIC_WEB = Policy(allowed_ports=frozenset({80, 443, 8080, 8443}))
-_ANYWHERE = Policy(
-    allowed_networks=(ip_network("0.0.0.0/0"), ip_network("::/0")), allowed_ports=frozenset(range(1, 65536))
-)
 
 
 class FileSource:
@@ -35,14 +25,7 @@ class FileSource:
     def __init__(self, storage: FileStorage, allow_private: bool = False) -> None:
         """Fetch from the public web only, unless ``allow_private`` lifts the lists of addresses and ports."""
         self._storage = storage
-        self._client = AsyncClient(
-            policy=_ANYWHERE if allow_private else _PUBLIC_WEB,
-            follow_redirects=True,
-            trust_env=False,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # one caller's host sets none for another's
-            timeout=httpx.Timeout(FETCH_SECONDS, connect=5.0),
-            headers={"Accept-Encoding": "identity", "User-Agent": "svd-serve"},
-        )
+        self._client = web.open_client(allow_private, FETCH_SECONDS, follow_redirects=True)
 
     async def get(self, url: str, loc: Loc, max_bytes: int, broken: type[ModelError] = ImageLoadError) -> bytes:
         """The bytes behind a URL.
@@ -83,8 +66,8 @@ class FileSource:
                 async for piece in response.aiter_bytes():
                     data += piece
                     _check_length(len(data), loc, max_bytes)
-        except (httpx.HTTPError, httpx.InvalidURL, SSRFGuardError, TimeoutError, ValueError) as error:
-            raise FileDownloadError(f"The file could not be downloaded: {_reason(error)}", loc) from error
+        except web.FAILURES as error:
+            raise FileDownloadError(f"The file could not be downloaded: {web.reason(error)}", loc) from error
         return bytes(data)
 
 
@@ -105,16 +88,3 @@ def _decode_data_uri(uri: str, loc: Loc, max_bytes: int, broken: type[ModelError
 def _check_length(length: int, loc: Loc, max_bytes: int) -> None:
     if length > max_bytes:
         raise FileTooLarge(f"The file has more than {max_bytes} bytes", loc, {"max_size": max_bytes})
-
-
-def _reason(error: Exception) -> str:
-    """Why a download failed, without an address or path of ours."""
-    match error:
-        case httpx.HTTPStatusError():
-            return f"the server answered {error.response.status_code}"
-        case TimeoutError() | httpx.TimeoutException():
-            return "it took too long"
-        case SSRFGuardError() | httpx.InvalidURL() | httpx.UnsupportedProtocol() | ValueError():
-            return "this address is not allowed"
-        case _:
-            return "the server could not be reached"

@@ -24,6 +24,9 @@ from deployments.queue.database import Database, uninterrupted
 from deployments.queue.request import InferenceRequest
 from deployments.queue.tables import now, request_io, requests, webhooks
 
+WEBHOOK_KEYS = "webhooks"
+"""The purpose of the secrets that sign. The newest signs; receivers are shown the older ones too."""
+
 
 class WebhookState(StrEnum):
     """Where a webhook is."""
