@@ -1,8 +1,16 @@
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+from uuid import uuid4
+
 import pytest
 
-from tests.gateway.conftest import INPUT, SVD, Gateway
+from deployments.errors import Unauthenticated
+from deployments.gateway.auth import UNKNOWN_SECONDS, VALID_SECONDS, Authenticator, Caller
+from deployments.queue.keys import Keys, Scope
+from deployments.queue.store import RequestStore
+from tests.gateway.conftest import INPUT, KEY, SVD, Gateway
 
 FORMAT = "Invalid Authorization header format. Expected 'Key <key_id>:<key_secret>'."
 NOBODY = "No user found for Key ID and Secret"
@@ -125,3 +133,150 @@ async def test_a_wrong_key_is_never_logged(gateway: Gateway, caplog: pytest.LogC
     await submit(gateway, "Key id:swordfish")
 
     assert "swordfish" not in caplog.text
+
+
+class Clock:
+    """Time as the authenticator reads it, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class CountedKeys(Keys):
+    """The keys of a real database, with a count of the queries."""
+
+    queries = 0
+
+    async def valid(self):  # type: ignore[no-untyped-def]
+        self.queries += 1
+        return await super().valid()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("deployments.gateway.auth.time", clock)
+    return clock
+
+
+async def accepts(authenticator: Authenticator, credentials: str) -> bool:
+    try:
+        await authenticator.caller(credentials)
+    except Unauthenticated:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("scheme", ["Key", "Bearer"])
+async def test_a_key_of_the_database_is_taken_under_either_scheme(gateway: Gateway, scheme: str) -> None:
+    key, secret = await Keys(gateway.store.database).create("program")
+
+    assert await submit(gateway, f"{scheme} {key.id}:{secret}") == (200, "")
+    for wrong in (f"{key.id}:{secret[:-1]}", f"{key.id}:wrong", f"{uuid4()}:{secret}", f"id:{secret}"):
+        assert await submit(gateway, f"{scheme} {wrong}") == (401, NOBODY)
+
+
+async def test_the_configured_key_is_an_administrators_and_others_are_what_they_were_made(store: RequestStore) -> None:
+    keys = Keys(store.database)
+    authenticator = Authenticator(KEY, keys)
+    program, admin = await keys.create("program"), await keys.create("admin", Scope.ADMIN)
+
+    assert await authenticator.caller(KEY) == Caller("id", Scope.ADMIN)
+    for (key, secret), scope, sees in ((program, Scope.API, program[0].id), (admin, Scope.ADMIN, None)):
+        caller = await authenticator.caller(f"{key.id}:{secret}")
+        assert (caller.key_id, caller.scope, caller.sees) == (key.id, scope, sees)
+
+
+async def test_a_revoked_key_is_refused_within_five_seconds(store: RequestStore, clock: Clock) -> None:
+    keys = Keys(store.database)
+    authenticator = Authenticator(KEY, keys)
+    key, secret = await keys.create("program")
+    assert await accepts(authenticator, f"{key.id}:{secret}")
+
+    await keys.revoke(key.id)  # by another process
+    clock.now += VALID_SECONDS
+    assert VALID_SECONDS <= 5
+    assert not await accepts(authenticator, f"{key.id}:{secret}")
+
+
+async def test_a_new_key_is_taken_within_a_second(store: RequestStore, clock: Clock) -> None:
+    keys = Keys(store.database)
+    authenticator = Authenticator(KEY, keys)
+    assert not await accepts(authenticator, "somebody:else")
+
+    key, secret = await keys.create("program")  # by another process
+    clock.now += UNKNOWN_SECONDS
+    assert await accepts(authenticator, f"{key.id}:{secret}")
+
+
+async def test_what_this_process_changes_takes_effect_at_once(store: RequestStore, clock: Clock) -> None:
+    keys = Keys(store.database)
+    authenticator = Authenticator(KEY, keys)
+    assert not await accepts(authenticator, "somebody:else")
+    key, secret = await keys.create("program")
+    authenticator.forget()
+    clock.now += 0.001
+    assert await accepts(authenticator, f"{key.id}:{secret}")
+
+    await keys.revoke(key.id)
+    authenticator.forget()
+    clock.now += 0.001
+    assert not await accepts(authenticator, f"{key.id}:{secret}")
+
+
+async def test_a_read_that_began_before_a_change_does_not_hide_it(store: RequestStore, clock: Clock) -> None:
+    class SlowKeys(Keys):
+        async def valid(self):  # type: ignore[no-untyped-def]
+            found = await super().valid()
+            started.set()
+            await go_on.wait()
+            return found
+
+    started, go_on = asyncio.Event(), asyncio.Event()
+    keys = SlowKeys(store.database)
+    authenticator = Authenticator(KEY, keys)
+    key, secret = await keys.create("program")
+    reading = asyncio.create_task(accepts(authenticator, f"{key.id}:{secret}"))
+    await started.wait()
+
+    await keys.revoke(key.id)
+    authenticator.forget()
+    go_on.set()
+    await reading
+    assert not await accepts(authenticator, f"{key.id}:{secret}")
+
+
+async def test_a_thousand_unknown_keys_and_as_many_polls_cost_one_query(store: RequestStore, clock: Clock) -> None:
+    keys = CountedKeys(store.database)
+    key, secret = await keys.create("program")
+    authenticator = Authenticator(KEY, keys)
+    tries = [f"{uuid4()}:{secret}" for _ in range(500)] + [f"{key.id}:{uuid4()}"] * 500 + [f"{key.id}:{secret}"] * 1000
+
+    answers = Counter(await asyncio.gather(*(accepts(authenticator, credentials) for credentials in tries)))
+    assert answers == {True: 1000, False: 1000}
+    assert keys.queries == 1
+
+    clock.now += UNKNOWN_SECONDS
+    await asyncio.gather(*(accepts(authenticator, credentials) for credentials in tries))
+    assert keys.queries == 2
+
+
+async def test_the_configured_key_costs_no_query(store: RequestStore) -> None:
+    keys = CountedKeys(store.database)
+    authenticator = Authenticator(KEY, keys)
+
+    assert [await accepts(authenticator, KEY) for _ in range(10)] == [True] * 10
+    assert keys.queries == 0
+
+
+async def test_a_caller_sees_the_requests_of_its_own_key_alone(gateway: Gateway) -> None:
+    key, secret = await Keys(gateway.store.database).create("program")
+    request_id = await gateway.submit()
+
+    reply = await gateway.client.get(
+        f"/queue/{SVD}/requests/{request_id}/status", headers={"authorization": f"Key {key.id}:{secret}"}
+    )
+    assert reply.status_code == 404
