@@ -24,6 +24,7 @@ from deployments.gateway.queue_routes import queue_router
 from deployments.gateway.run_routes import run_router
 from deployments.gateway.service import Service
 from deployments.models.base import Endpoint
+from deployments.queue.keys import Keys
 from deployments.queue.store import RequestStore
 from deployments.queue.watch import Changes, Positions
 from deployments.storage import FileStorage
@@ -67,9 +68,11 @@ def create_api(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         store = await open_store()
         positions, changes = Positions(store), Changes(store)
+        keys = Keys(store.database)
         service = Service(
             endpoints=endpoints,
-            authenticate=Authenticator(key),
+            authenticate=Authenticator(key, keys),
+            keys=keys,
             store=store,
             storage=storage,
             positions=positions,

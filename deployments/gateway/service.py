@@ -13,6 +13,7 @@ from deployments.gateway.auth import Authenticator, Caller
 from deployments.gateway.polls import Polls
 from deployments.gateway.wire import request_urls, result_response
 from deployments.models.base import Endpoint
+from deployments.queue.keys import Keys
 from deployments.queue.request import InferenceRequest
 from deployments.queue.store import RequestStore
 from deployments.queue.watch import Changes, Positions
@@ -27,6 +28,7 @@ class Service:
 
     endpoints: Mapping[str, Endpoint]
     authenticate: Authenticator
+    keys: Keys
     store: RequestStore
     storage: FileStorage
     positions: Positions
