@@ -26,6 +26,7 @@ from deployments.models.base import Endpoint, VideoModel
 from deployments.models.text_to_video import TextToVideo
 from deployments.queue.dispatcher import Dispatcher
 from deployments.queue.store import RequestStore
+from deployments.queue.webhooks import Sender
 from deployments.settings import AppArgs, Settings
 from deployments.storage import FileStorage
 
@@ -123,7 +124,7 @@ class PictureDeployment(PictureReplica):
 
 
 class DispatcherDeployment(Dispatcher):
-    """The Serve deployment of the dispatcher."""
+    """The Serve deployment of the dispatcher, and of the sender of webhooks beside it."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, replicas: Mapping[str, DeploymentHandle[Any]]
@@ -134,11 +135,18 @@ class DispatcherDeployment(Dispatcher):
             model: handle.options(method_name="generate", stream=True) for model, handle in replicas.items()
         }
         super().__init__(await open_store(), handles, owner=str(uuid4()))
+        self._sender = Sender(self._store.database, Settings().webhook_allow_private)
         await self.start()
+        self._sender.start()
+
+    def check_health(self) -> None:
+        """Fail when a loop has died, so that Serve replaces this deployment."""
+        super().check_health()
+        self._sender.check_health()
 
     async def __del__(self) -> None:
         """Serve's hook for a graceful end."""
-        await self.stop()
+        await asyncio.gather(self.stop(), self._sender.stop())
         await self._store.close()
 
 

@@ -17,9 +17,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -30,6 +30,11 @@ from deployments.models.base import Endpoint
 from deployments.models.checkpoints import CheckpointError, Part
 from deployments.settings import AppArgs, Settings
 from deployments.storage import FileStorage
+
+if TYPE_CHECKING:
+    from deployments.queue.database import Database
+
+T = TypeVar("T")
 
 SAMPLE = Path(__file__).parent / "gateway" / "playground" / "sample.jpg"
 SAMPLE_KEY = "samples/landscape.jpg"
@@ -59,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_serve(commands)
     _add_demo(commands)
     _add_weights(commands)
+    _add_webhooks(commands)
     migrate = commands.add_parser("migrate", help="bring the database to the newest schema")
     migrate.set_defaults(run=_migrate)
     options = parser.parse_args(arguments)
@@ -92,6 +98,22 @@ def _add_weights(commands: Any) -> None:
         action.add_argument("config", type=Path, nargs="?", default=Path("serve_config.yaml"))
     check.set_defaults(run=_check_weights)
     fetch.set_defaults(run=_fetch_weights)
+
+
+def _add_webhooks(commands: Any) -> None:
+    webhooks = commands.add_parser("webhooks", help="see what became of webhooks, deliver again, change the key")
+    actions = webhooks.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="the webhooks of the newest requests")
+    listing.add_argument("--state", choices=("WAITING", "DUE", "DELIVERED", "UNDELIVERED"))
+    listing.add_argument("--limit", type=int, default=100)
+    listing.set_defaults(run=_list_webhooks)
+    again = actions.add_parser("redeliver", help="deliver once more, with all its attempts, whatever came of it before")
+    which = again.add_mutually_exclusive_group(required=True)
+    which.add_argument("request_id", nargs="?", metavar="REQUEST_ID")
+    which.add_argument("--undelivered", action="store_true", help="all that could not be delivered")
+    again.set_defaults(run=_redeliver_webhooks)
+    rotate = actions.add_parser("rotate-key", help="sign with a new key; the old ones stay in the JWKS")
+    rotate.set_defaults(run=_rotate_webhook_key)
 
 
 # ---------------------------------------------------------------- serve
@@ -376,6 +398,54 @@ def _sayings(endpoint: Endpoint, work: Callable[[Part], str]) -> Iterator[tuple[
             yield name, work(part)
         except CheckpointError as error:
             yield name, error
+
+
+# ---------------------------------------------------------------- webhooks
+
+
+def _list_webhooks(options: argparse.Namespace) -> int:
+    from deployments.queue.outbox import Outbox, WebhookState
+
+    state = WebhookState(options.state) if options.state else None
+    for row in _in_database(lambda database: Outbox(database).rows(state, options.limit)):
+        said = row.error or (f"the receiver answered {row.status_code}" if row.status_code else "not tried yet")
+        print(f"{row.request_id}  {row.state:11}  attempts: {row.attempts:2}  {row.host}  {said}")
+    return 0
+
+
+def _redeliver_webhooks(options: argparse.Namespace) -> int:
+    from deployments.queue.outbox import Outbox
+
+    if options.undelivered:
+        count = _in_database(lambda database: Outbox(database).redeliver_undelivered())
+    elif not (count := _in_database(lambda database: Outbox(database).redeliver(options.request_id))):
+        return _complain(f"there is no webhook of a request {options.request_id} that has ended")
+    print(f"{count:d} to be delivered again")
+    return 0
+
+
+def _rotate_webhook_key(options: argparse.Namespace) -> int:
+    from deployments.queue.outbox import WEBHOOK_KEYS
+    from deployments.queue.secrets import Secrets
+
+    secret = _in_database(lambda database: Secrets(database).rotate(WEBHOOK_KEYS))
+    print(f"{secret.id} signs from now on. Receivers that keep the keys must fetch them again:")
+    print(f"{Settings().public_url}/.well-known/jwks.json")
+    return 0
+
+
+def _in_database(use: Callable[[Database], Coroutine[Any, Any, T]]) -> T:
+    """What ``use`` answers, given the database that the environment names."""
+    from deployments.queue.database import Database
+
+    async def run() -> T:
+        database = await Database.open(Settings().database_url)
+        try:
+            return await use(database)
+        finally:
+            await database.close()
+
+    return asyncio.run(run())
 
 
 # ---------------------------------------------------------------- migrate

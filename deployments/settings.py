@@ -59,7 +59,9 @@ class Settings(BaseSettings):
     storage_url: str = Field("", description="`file:///…`, the directory of finished videos; in `SVD_DATA_DIR`.")
     public_url: str = Field("http://127.0.0.1:8000", description="The address under which clients reach this server.")
     admin_key: str = Field("", description="`id:secret` that clients send; made and kept in `SVD_DATA_DIR` if absent.")
+    max_upload_bytes: int = Field(1024**3, ge=1, description="How large an uploaded file may be.")
     fetch_allow_private: bool = Field(False, description="Let `image_url` name private addresses and any port.")
+    webhook_allow_private: bool = Field(False, description="Let `fal_webhook` name private addresses and any port.")
 
     poll_hold_seconds: float = Field(
         1.0, ge=0, le=30, description="How long a status is held back that its caller has been told already; 0, not."

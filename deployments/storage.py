@@ -1,28 +1,38 @@
 """Where finished files live, and the addresses they have.
 
+    a local file ──────────── put ───────▶┐
+    pieces as they arrive ─── write ─────▶├── key ── stat, read ──▶ pieces
+    pieces of part n ── write_part ─ join ▶┘
+
 A file's key is a path such as ``b/<random>/clip.mp4``; its URL is ``<public URL>/files/<key>``. The key is the right to
 read the file, so it holds a random part. obstore (the Rust ``object_store`` behind many databases) keeps the bytes.
+Nothing is seen under a key before it is whole.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import glob
 import mimetypes
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 from uuid import uuid4
 
 import obstore
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore
 from pydantic import BaseModel
 
-from deployments.errors import NotFound
+from deployments.errors import BadRequest, NotFound, PayloadTooLarge, Unavailable
 
 _CHUNK = 1024 * 1024
+_PARTS = ".parts"
+_STORE_AWAY = (BaseError, OSError)
 
 
 class File(BaseModel):
@@ -50,12 +60,13 @@ class Stat:
 
 
 class FileStorage:
-    """Files by key, in a directory."""
+    """Files by key, in a directory, and the parts of those that are still coming."""
 
     def __init__(self, directory: Path, public_url: str) -> None:
         """Open the storage, making the directory where it is missing."""
         self._directory = directory
         self._store = LocalStore(directory, mkdir=True, automatic_cleanup=True)
+        self._parts = LocalStore(directory / _PARTS, mkdir=True, automatic_cleanup=True)
         self._base = public_url.rstrip("/") + "/files/"
 
     @classmethod
@@ -75,9 +86,64 @@ class FileStorage:
         await obstore.put_async(self._store, key, source)
         await asyncio.to_thread(_sync_to_disk, self._directory / key)
         stat = await self.stat(key)
-        return File(
-            url=self._base + quote(key), content_type=stat.content_type, file_name=Path(key).name, file_size=stat.size
-        )
+        return File(url=self.url_of(key), content_type=stat.content_type, file_name=Path(key).name, file_size=stat.size)
+
+    async def write(self, key: str, pieces: AsyncIterable[bytes], max_bytes: int) -> Stat:
+        """Store what arrives in pieces. On return it is on the disk, whole; after any error nothing is left.
+
+        Raises:
+            PayloadTooLarge: There are more than ``max_bytes`` bytes; the rest was not read.
+            Unavailable: The storage takes nothing at the moment.
+        """
+        await _write(self._store, key, pieces, max_bytes)
+        await asyncio.to_thread(_sync_to_disk, self._directory / key)
+        return await self.stat(key)
+
+    async def write_part(self, upload: str, number: int, pieces: AsyncIterable[bytes], max_bytes: int) -> str:
+        """Keep one part of an upload in place of an earlier one with its number; answer its ETag.
+
+        Raises:
+            PayloadTooLarge: The upload has more than ``max_bytes`` bytes with it.
+            Unavailable: The storage takes nothing at the moment.
+        """
+        key = f"{upload}/{number}"
+        await _write(self._parts, key, pieces, max_bytes - await self._size_beside(upload, number))
+        if await self._size_beside(upload, 0) > max_bytes:  # others came in at the same time
+            await obstore.delete_async(self._parts, key)
+            raise _too_large(max_bytes)
+        etag = (await obstore.head_async(self._parts, key))["e_tag"]
+        assert etag
+        return etag
+
+    async def join(self, upload: str, parts: Sequence[tuple[int, str]], key: str, max_bytes: int) -> Stat:
+        """Store the parts of an upload, named by number and ETag, as one file, and forget them.
+
+        Raises:
+            BadRequest: A part is missing, or is not the one that was meant.
+            PayloadTooLarge: Together they have more than ``max_bytes`` bytes.
+            Unavailable: The storage takes nothing at the moment.
+        """
+        present = {Path(meta["path"]).name: meta["e_tag"] for meta in await self._list_parts(upload)}
+        for number, etag in parts:
+            if (present.get(str(number)) or "").strip('"') != etag.strip('"'):
+                raise BadRequest(f"Part {number} was not uploaded, or has another ETag")
+        stat = await self.write(key, self._read_parts(upload, [number for number, _ in parts]), max_bytes)
+        await self.discard(upload)
+        return stat
+
+    async def discard(self, upload: str) -> None:
+        """Forget the parts of an upload."""
+        for meta in await self._list_parts(upload):
+            with contextlib.suppress(FileNotFoundError):
+                await obstore.delete_async(self._parts, meta["path"])
+        await asyncio.to_thread(_remove_drafts, self._directory / _PARTS / upload, "*")
+
+    async def delete(self, key: str) -> None:
+        """Delete a file, and what was left of an attempt to write it; nothing happens where there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            await obstore.delete_async(self._store, key)
+        path = self._directory / key
+        await asyncio.to_thread(_remove_drafts, path.parent, glob.escape(path.name))
 
     async def stat(self, key: str) -> Stat:
         """Size, ETag and type of a file.
@@ -86,8 +152,10 @@ class FileStorage:
             NotFound: There is no such file.
         """
         try:
+            if key.partition("/")[0] == _PARTS:
+                raise FileNotFoundError
             meta = await obstore.head_async(self._store, key)
-        except (FileNotFoundError, obstore.exceptions.BaseError, ValueError) as error:
+        except (FileNotFoundError, BaseError, ValueError) as error:
             raise NotFound("No such file") from error
         content_type = mimetypes.guess_type(key)[0] or "application/octet-stream"
         etag = (meta["e_tag"] or f"{meta['size']:x}-{meta['last_modified'].timestamp():x}").strip('"')
@@ -95,16 +163,75 @@ class FileStorage:
 
     async def read(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
         """The bytes from ``start`` up to ``end`` (exclusive), in pieces."""
-        while start < end:
-            piece = await obstore.get_range_async(self._store, key, start=start, end=min(end, start + _CHUNK))
-            yield bytes(piece)
-            start += len(piece)
+        async for piece in _read(self._store, key, start, end):
+            yield piece
+
+    def url_of(self, key: str) -> str:
+        """The address of a file."""
+        return self._base + quote(key)
 
     def key_of(self, url: str) -> str | None:
         """The key behind a URL of ours, or None for anybody else's."""
         if not url.startswith(self._base):
             return None
         return unquote(re.split("[?#]", url[len(self._base) :])[0])
+
+    async def _list_parts(self, upload: str) -> Sequence[obstore.ObjectMeta]:
+        return await obstore.list(self._parts, upload).collect_async()
+
+    async def _size_beside(self, upload: str, number: int) -> int:
+        return sum(meta["size"] for meta in await self._list_parts(upload) if Path(meta["path"]).name != str(number))
+
+    async def _read_parts(self, upload: str, numbers: Sequence[int]) -> AsyncIterator[bytes]:
+        for number in numbers:
+            key = f"{upload}/{number}"
+            size = (await obstore.head_async(self._parts, key))["size"]
+            async for piece in _read(self._parts, key, 0, size):
+                yield piece
+
+
+async def _write(store: LocalStore, key: str, pieces: AsyncIterable[bytes], max_bytes: int) -> None:
+    """Write pieces to a draft that becomes the file when it is closed, and is removed when it is dropped."""
+    written = 0
+    draft = obstore.open_writer_async(store, key, buffer_size=_CHUNK, max_concurrency=1)
+    try:
+        async for piece in pieces:
+            written += len(piece)
+            if written > max_bytes:
+                raise _too_large(max_bytes)
+            with _told_as_unavailable():
+                await draft.write(piece)
+        with _told_as_unavailable():
+            await draft.close()
+    finally:
+        del draft  # a traceback would keep it
+
+
+async def _read(store: LocalStore, key: str, start: int, end: int) -> AsyncIterator[bytes]:
+    while start < end:
+        piece = await obstore.get_range_async(store, key, start=start, end=min(end, start + _CHUNK))
+        yield bytes(piece)
+        start += len(piece)
+
+
+@contextlib.contextmanager
+def _told_as_unavailable() -> Iterator[None]:
+    try:
+        yield
+    except _STORE_AWAY as error:
+        raise Unavailable("The file cannot be stored at the moment") from error
+
+
+def _too_large(max_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The file has more than {max_bytes} bytes")
+
+
+def _remove_drafts(folder: Path, name: str) -> None:
+    """Remove what a process that died had begun to write. obstore numbers its drafts: ``clip.mp4#1``."""
+    for draft in folder.glob(f"{name}#*"):
+        draft.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it is gone already, or not empty
+        folder.rmdir()
 
 
 def _sync_to_disk(path: Path) -> None:

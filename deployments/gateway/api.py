@@ -23,6 +23,7 @@ from deployments.gateway.polls import Polls
 from deployments.gateway.queue_routes import queue_router
 from deployments.gateway.run_routes import run_router
 from deployments.gateway.service import Service
+from deployments.gateway.webhook_routes import webhook_router
 from deployments.models.base import Endpoint
 from deployments.queue.keys import Keys
 from deployments.queue.store import RequestStore
@@ -81,7 +82,7 @@ def create_api(
             public_url=public_url,
         )
         routers = (_health_router(store, not_ready), page_router(service), file_router(service), queue_router(service))
-        for router in (*routers, run_router(service)):
+        for router in (*routers, webhook_router(service), run_router(service)):
             app.include_router(router)
         yield
         await store.close()

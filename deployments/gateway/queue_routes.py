@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -15,7 +16,7 @@ from deployments.errors import BadRequest, NotFound, QueueFull, StillInProgress
 from deployments.gateway import wire
 from deployments.gateway.auth import Caller
 from deployments.gateway.service import Service
-from deployments.gateway.submission import new_request, read_json
+from deployments.gateway.submission import new_request, read_json, webhook_of
 from deployments.models.base import Endpoint
 from deployments.queue.request import Cancelled, InferenceRequest, RequestStatus
 
@@ -75,8 +76,9 @@ def queue_router(service: Service) -> APIRouter:
     async def submit(path: str, request: Request, caller: Caller = authenticated) -> Response:
         endpoint = service.endpoint(path)
         await _check_depth(service, endpoint, request)
+        webhook = webhook_of(request)
         row, refused = new_request(endpoint, caller, await read_json(request), request, retry=True)
-        accepted = await service.store.submit(row, refused.failure() if refused else None)
+        accepted = await service.store.submit(replace(row, webhook=webhook), refused.failure() if refused else None)
         position = 0 if refused else await service.positions.ahead(accepted)
         return JSONResponse(
             wire.status_body(accepted, service.urls(accepted), position, None),
@@ -114,8 +116,6 @@ async def _stream(service: Service, request: InferenceRequest, with_logs: bool) 
 
 
 async def _check_depth(service: Service, endpoint: Endpoint, request: Request) -> None:
-    if "fal_webhook" in request.query_params:
-        raise BadRequest("fal_webhook is not supported by this server yet; poll the status instead")
     longest = request.query_params.get("fal_max_queue_length")
     if longest is None:
         return

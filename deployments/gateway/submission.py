@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import httpx
 from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import from_json
@@ -21,6 +22,7 @@ MAX_BODY_BYTES = 28 * 1024 * 1024
 MAX_KEPT_BYTES = 64 * 1024
 """Of a refused input, no more is kept than this."""
 
+LONGEST_URL = 4096
 SHORTEST_START_TIMEOUT = 0.1
 LONGEST_START_TIMEOUT = 30 * 24 * 3600.0
 
@@ -74,6 +76,28 @@ def new_request(
         return NewRequest(**common, input=_kept(payload)), error
     row = NewRequest(**common, input=input.model_dump_json(), batch_key=plan.batch_key, pixel_frames=plan.pixel_frames)
     return row, None
+
+
+def webhook_of(request: Request) -> str | None:
+    """Where a caller wants to hear how the request ended (``fal_webhook``), as it was written.
+
+    Whether that address may be called shows when it is: names lead elsewhere by then.
+
+    Raises:
+        BadRequest: It is no http(s) URL.
+    """
+    text = request.query_params.get("fal_webhook")
+    if text is None:
+        return None
+    try:
+        url = httpx.URL(text)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise BadRequest("fal_webhook is no URL") from error
+    if url.scheme not in ("http", "https") or not url.host or url.userinfo:
+        raise BadRequest("fal_webhook must be an http or https URL without a user name or password")
+    if len(text) > LONGEST_URL:
+        raise BadRequest(f"fal_webhook has more than {LONGEST_URL} characters")
+    return text
 
 
 def _kept(payload: Any) -> str:

@@ -87,6 +87,7 @@ Index(
 )
 Index("requests_once", requests.c.key_id, requests.c.idempotency_key, unique=True)
 Index("requests_by_time", requests.c.key_id, requests.c.finished_at)
+Index("requests_ended", requests.c.finished_at)
 
 request_io = Table(
     "request_io",
@@ -122,10 +123,18 @@ files = Table(
     Column("key_id", Text, nullable=False, comment="Whose it is"),
     Column("request_id", String(36), index=True, comment="What made it; null for an upload"),
     Column("content_type", Text, nullable=False),
-    Column("size", BigInteger, nullable=False),
+    Column("size", BigInteger, comment="Null while it is being uploaded"),
     Column("created_at", Float, nullable=False),
-    Column("expires_at", Float, index=True),
+    Column("lifetime", Float, comment="Seconds it is kept once it is whole; null for ever"),
+    Column("expires_at", Float, index=True, comment="When it, or an upload that was given up, is to be deleted"),
     Column("acl", Text, comment="Who may read it, as JSON; null for anybody"),
+)
+
+storage_settings = Table(
+    "storage_settings",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("lifecycle", Text, nullable=False, comment="Of new files of this key where nothing else is said, as JSON"),
 )
 
 webhooks = Table(

@@ -35,6 +35,7 @@ def upgrade() -> None:
         op.add_column("requests", column)
     op.create_index("requests_once", "requests", ["key_id", "idempotency_key"], unique=True)
     op.create_index("requests_by_time", "requests", ["key_id", "finished_at"])
+    op.create_index("requests_ended", "requests", ["finished_at"])
     op.add_column("request_logs", sa.Column("preview", sa.Text, comment="The key of a picture of the clip so far"))
     op.create_table(
         "files",
@@ -42,10 +43,23 @@ def upgrade() -> None:
         sa.Column("key_id", sa.Text, nullable=False, comment="Whose it is"),
         sa.Column("request_id", sa.String(36), index=True, comment="What made it; null for an upload"),
         sa.Column("content_type", sa.Text, nullable=False),
-        sa.Column("size", sa.BigInteger, nullable=False),
+        sa.Column("size", sa.BigInteger, comment="Null while it is being uploaded"),
         sa.Column("created_at", sa.Float, nullable=False),
-        sa.Column("expires_at", sa.Float, index=True),
+        sa.Column("lifetime", sa.Float, comment="Seconds it is kept once it is whole; null for ever"),
+        sa.Column(
+            "expires_at", sa.Float, index=True, comment="When it, or an upload that was given up, is to be deleted"
+        ),
         sa.Column("acl", sa.Text, comment="Who may read it, as JSON; null for anybody"),
+    )
+    op.create_table(
+        "storage_settings",
+        sa.Column("key_id", sa.Text, primary_key=True),
+        sa.Column(
+            "lifecycle",
+            sa.Text,
+            nullable=False,
+            comment="Of new files of this key where nothing else is said, as JSON",
+        ),
     )
     op.create_table(
         "webhooks",

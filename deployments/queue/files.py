@@ -1,0 +1,273 @@
+"""Whose a stored file is, who may read it and until when. The bytes stand in the file storage under the same key.
+
+    begin ──▶ being uploaded ── finish ──▶ whole ──▶ expired ── sweep ──▶ gone, row and bytes
+                     └── given up for a day ────────────▲
+
+A file without a row (a sample, an output from before there were rows) is anybody's to read, for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from sqlalchemy import Row, Select, and_, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from deployments.errors import BadRequest
+from deployments.queue.database import Database, uninterrupted
+from deployments.queue.tables import files as table
+from deployments.queue.tables import now, storage_settings
+from deployments.storage import FileStorage
+
+UPLOAD_SECONDS = 24 * 3600.0
+"""An upload that has not ended by then has been given up."""
+
+LONGEST_LIFE = 100 * 365 * 24 * 3600
+MOST_RULES = 100
+SWEEP_BATCH = 100
+
+Decision: TypeAlias = Literal["allow", "forbid", "hide"]
+"""What a reader meets: the file, 403, or 404."""
+
+
+class AclRule(BaseModel):
+    """What one user meets. A user is the id of a key."""
+
+    model_config = ConfigDict(frozen=True)
+
+    user: str
+    decision: Decision
+
+
+class Acl(BaseModel):
+    """Who may read a file, in fal's form."""
+
+    model_config = ConfigDict(frozen=True)
+
+    default: Decision = "allow"
+    rules: tuple[AclRule, ...] = Field((), max_length=MOST_RULES)
+
+    def decide(self, user: str | None) -> Decision:
+        """What a user meets; None is somebody without a key."""
+        return next((rule.decision for rule in self.rules if rule.user == user), self.default)
+
+
+class Lifecycle(BaseModel):
+    """How long files are kept, and who may read them: what ``X-Fal-Object-Lifecycle…`` says."""
+
+    model_config = ConfigDict(frozen=True, validate_by_name=True)
+
+    seconds: int | None = Field(None, alias="expiration_duration_seconds", strict=True, ge=0, le=LONGEST_LIFE)
+    acl: Acl | None = Field(None, alias="initial_acl")
+
+    @field_validator("seconds")
+    @classmethod
+    def _no_seconds_are_for_ever(cls, seconds: int | None) -> int | None:
+        return seconds or None  # as on fal
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read it from JSON.
+
+        Raises:
+            BadRequest: It is malformed.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise BadRequest(
+                f"The object lifecycle is malformed: {where + ': ' if where else ''}{first['msg']}"
+            ) from None
+
+    def dump(self) -> str:
+        """Write it as JSON that says no more than it was told."""
+        return self.model_dump_json(by_alias=True, exclude_unset=True)
+
+    def over(self, default: Lifecycle) -> Lifecycle:
+        """This, and the default where this says nothing."""
+        said = {name: getattr(self, name) for name in self.model_fields_set}
+        return default.model_copy(update=said)
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file as its row says. Times are Unix seconds on the database's clock; ``size`` is None while it comes in."""
+
+    key: str
+    key_id: str
+    request_id: str | None
+    content_type: str
+    size: int | None
+    created_at: float
+    expires_at: float | None
+    acl: Acl | None
+    expired: bool
+
+    @classmethod
+    def from_row(cls, row: Row[Any]) -> Self:
+        """The only way in from SQL."""
+        values = {name: row._mapping[name] for name in cls.__dataclass_fields__}
+        return cls(
+            **values | {"acl": Acl.model_validate_json(row.acl) if row.acl else None, "expired": bool(row.expired)}
+        )
+
+    def decide(self, user: str | None) -> Decision:
+        """What a user meets. Its owner may always read it, as long as it is there."""
+        if self.size is None or self.expired:
+            return "hide"
+        return "allow" if self.acl is None or user == self.key_id else self.acl.decide(user)
+
+
+async def insert_file(
+    connection: AsyncConnection,
+    key: str,
+    key_id: str,
+    content_type: str,
+    size: int,
+    lifecycle: Lifecycle,
+    request_id: str | None = None,
+) -> None:
+    """Record a whole file within somebody else's transaction."""
+    values = _row_of(key, key_id, content_type, lifecycle)
+    expires_at = None if lifecycle.seconds is None else now() + lifecycle.seconds
+    row = values | {"size": size, "request_id": request_id, "expires_at": expires_at}
+    await connection.execute(insert(table).values(row))
+
+
+class Files:
+    """The rows of files."""
+
+    def __init__(self, database: Database) -> None:
+        """Use a database that is open."""
+        self._database = database
+
+    @uninterrupted
+    async def register(
+        self,
+        key: str,
+        key_id: str,
+        content_type: str,
+        size: int,
+        lifecycle: Lifecycle,
+        request_id: str | None = None,
+    ) -> None:
+        """Record a file that is whole.
+
+        Args:
+            key: Its key in the storage.
+            key_id: Whose it is.
+            content_type: What it is served as.
+            size: In bytes.
+            lifecycle: How long it is kept, from now, and who may read it.
+            request_id: What made it; None for an upload.
+        """
+        async with self._database.transaction() as connection:
+            await insert_file(connection, key, key_id, content_type, size, lifecycle, request_id)
+
+    @uninterrupted
+    async def begin(self, key: str, key_id: str, content_type: str, lifecycle: Lifecycle) -> None:
+        """Record a file that is to be uploaded. Nobody can read it before it is finished."""
+        row = _row_of(key, key_id, content_type, lifecycle) | {"expires_at": now() + UPLOAD_SECONDS}
+        async with self._database.transaction() as connection:
+            await connection.execute(insert(table).values(row))
+
+    @uninterrupted
+    async def finish(self, key: str, size: int) -> bool:
+        """Record that a file is whole; its life begins. False where the upload has been swept away meanwhile."""
+        values = {"size": size, "created_at": now(), "expires_at": now() + table.c.lifetime}
+        async with self._database.transaction() as connection:
+            done = await connection.execute(update(table).where(table.c.key == key).values(values))
+            return bool(done.rowcount)
+
+    @uninterrupted
+    async def get(self, key: str) -> StoredFile | None:
+        """What is recorded of a file, whole or not, expired or not."""
+        async with self._database.read() as connection:
+            row = (await connection.execute(_files().where(table.c.key == key))).one_or_none()
+        return StoredFile.from_row(row) if row else None
+
+    @uninterrupted
+    async def of_request(self, request_id: str) -> list[StoredFile]:
+        """The files that a request made."""
+        async with self._database.read() as connection:
+            rows = await connection.execute(_files().where(table.c.request_id == request_id))
+            return [StoredFile.from_row(row) for row in rows]
+
+    @uninterrupted
+    async def set_acl(self, key: str, acl: Acl) -> None:
+        """Change who may read a file."""
+        async with self._database.transaction() as connection:
+            await connection.execute(update(table).where(table.c.key == key).values(acl=acl.model_dump_json()))
+
+    @uninterrupted
+    async def forget(self, keys: Sequence[str]) -> None:
+        """Drop the rows of files whose bytes are gone."""
+        async with self._database.transaction() as connection:
+            await connection.execute(delete(table).where(table.c.key.in_(keys)))
+
+    @uninterrupted
+    async def expired(self, limit: int = SWEEP_BATCH) -> list[str]:
+        """Keys of files that have expired and of uploads that were given up, the oldest first."""
+        query = select(table.c.key).where(table.c.expires_at <= now()).order_by(table.c.expires_at).limit(limit)
+        async with self._database.read() as connection:
+            return list((await connection.execute(query)).scalars())
+
+    @uninterrupted
+    async def defaults(self, key_id: str) -> Lifecycle:
+        """The lifecycle of a key's new files where nothing else is said."""
+        query = select(storage_settings.c.lifecycle).where(storage_settings.c.key_id == key_id)
+        async with self._database.read() as connection:
+            text = (await connection.execute(query)).scalar_one_or_none()
+        return Lifecycle.parse(text) if text else Lifecycle()
+
+    @uninterrupted
+    async def set_defaults(self, key_id: str, lifecycle: Lifecycle) -> None:
+        """Replace a key's defaults."""
+        async with self._database.transaction() as connection:
+            await connection.execute(delete(storage_settings).where(storage_settings.c.key_id == key_id))
+            await connection.execute(insert(storage_settings).values(key_id=key_id, lifecycle=lifecycle.dump()))
+
+    async def lifecycle(self, key_id: str, header: str | None) -> Lifecycle:
+        """What a request's lifecycle header says for a key, over that key's defaults.
+
+        Raises:
+            BadRequest: The header is malformed.
+        """
+        said = Lifecycle.parse(header) if header is not None else Lifecycle()
+        return said.over(await self.defaults(key_id))
+
+
+async def sweep(files: Files, storage: FileStorage) -> int:
+    """Delete one batch of what has expired, the bytes first; answer how many files it was."""
+    keys = await files.expired()
+    for key in keys:
+        await storage.discard(upload_of(key))
+        await storage.delete(key)
+    await files.forget(keys)
+    return len(keys)
+
+
+def upload_of(key: str) -> str:
+    """Under which name the parts of a file are kept while it comes in: the random part of its key."""
+    return key.split("/")[1]
+
+
+def _row_of(key: str, key_id: str, content_type: str, lifecycle: Lifecycle) -> dict[str, Any]:
+    return {
+        "key": key,
+        "key_id": key_id,
+        "content_type": content_type,
+        "created_at": now(),
+        "lifetime": lifecycle.seconds,
+        "acl": lifecycle.acl.model_dump_json() if lifecycle.acl else None,
+    }
+
+
+def _files() -> Select[Any]:
+    expired = and_(table.c.expires_at.is_not(None), table.c.expires_at <= now())
+    return select(table, expired.label("expired"))
