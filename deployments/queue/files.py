@@ -95,7 +95,7 @@ class Lifecycle(BaseModel):
 
 
 @dataclass(frozen=True)
-class StoredFile:
+class FileRecord:
     """A file as its row says. Times are Unix seconds on the database's clock; ``size`` is None while it comes in."""
 
     key: str
@@ -185,18 +185,18 @@ class Files:
             return bool(done.rowcount)
 
     @uninterrupted
-    async def get(self, key: str) -> StoredFile | None:
+    async def get(self, key: str) -> FileRecord | None:
         """What is recorded of a file, whole or not, expired or not."""
         async with self._database.read() as connection:
             row = (await connection.execute(_files().where(table.c.key == key))).one_or_none()
-        return StoredFile.from_row(row) if row else None
+        return FileRecord.from_row(row) if row else None
 
     @uninterrupted
-    async def of_request(self, request_id: str) -> list[StoredFile]:
+    async def of_request(self, request_id: str) -> list[FileRecord]:
         """The files that a request made."""
         async with self._database.read() as connection:
             rows = await connection.execute(_files().where(table.c.request_id == request_id))
-            return [StoredFile.from_row(row) for row in rows]
+            return [FileRecord.from_row(row) for row in rows]
 
     @uninterrupted
     async def set_acl(self, key: str, acl: Acl) -> None:
