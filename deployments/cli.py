@@ -1,4 +1,4 @@
-"""``svd-serve``: start the service on this machine, try it, check its weights, migrate its database.
+"""``svd-serve``: start the service on this machine, try it, move programs over to it, operate it.
 
 ``serve`` deploys serve_config.yaml the way ``serve deploy`` and KubeRay do, on a Ray cluster of its own that lives and
 dies with this process.
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_serve(commands)
     _add_demo(commands)
     _add_weights(commands)
+    _add_connect(commands)
     _add_webhooks(commands)
     migrate = commands.add_parser("migrate", help="bring the database to the newest schema")
     migrate.set_defaults(run=_migrate)
@@ -114,6 +115,17 @@ def _add_webhooks(commands: Any) -> None:
     again.set_defaults(run=_redeliver_webhooks)
     rotate = actions.add_parser("rotate-key", help="sign with a new key; the old ones stay in the JWKS")
     rotate.set_defaults(run=_rotate_webhook_key)
+
+
+def _add_connect(commands: Any) -> None:
+    connect = commands.add_parser("connect", help="run a program so that the official fal client in it reaches us")
+    connect.add_argument("--url", default="", help="of the server, instead of SVD_PUBLIC_URL")
+    connect.add_argument("--key", default="", help="id:secret, instead of FAL_KEY or the key kept in SVD_DATA_DIR")
+    connect.add_argument("--print", action="store_true", dest="show", help="print what is set")
+    connect.add_argument("--listen", default="", metavar="HOST:PORT", help="instead of a free port of this machine")
+    connect.add_argument("--allow-others", action="store_true", help="pass https to hosts that are not fal's on")
+    connect.add_argument("program", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="none: print, and serve")
+    connect.set_defaults(run=_connect)
 
 
 # ---------------------------------------------------------------- serve
@@ -446,6 +458,19 @@ def _in_database(use: Callable[[Database], Coroutine[Any, Any, T]]) -> T:
             await database.close()
 
     return asyncio.run(run())
+
+
+# ---------------------------------------------------------------- connect
+
+
+def _connect(options: argparse.Namespace) -> int:
+    from deployments.connect.command import Options, connect
+
+    program = options.program[1:] if options.program[:1] == ["--"] else options.program
+    try:
+        return connect(Options(program, options.url, options.key, options.listen, options.show, options.allow_others))
+    except (OSError, ValueError) as error:
+        return _complain(str(error))
 
 
 # ---------------------------------------------------------------- migrate
