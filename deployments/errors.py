@@ -109,12 +109,6 @@ class Forbidden(PlatformError):
     status, type = 403, "forbidden"
 
 
-class Forbidden(PlatformError):
-    """The key is known, and may not do this."""
-
-    status, type = 403, "forbidden"
-
-
 class NotFound(PlatformError):
     """No such endpoint, request or file, or not this caller's."""
 

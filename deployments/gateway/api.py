@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -16,16 +17,22 @@ from starlette.types import ASGIApp
 from deployments.errors import InternalError, ServingError
 from deployments.gateway import wire
 from deployments.gateway.auth import Authenticator
-from deployments.gateway.file_routes import file_router
+from deployments.gateway.file_routes import access_router, file_router
 from deployments.gateway.hosts import FalHosts, RequestIds
 from deployments.gateway.page_routes import page_router
 from deployments.gateway.polls import Polls
 from deployments.gateway.queue_routes import queue_router
+from deployments.gateway.realtime_routes import realtime_router
 from deployments.gateway.run_routes import run_router
 from deployments.gateway.service import Service
+from deployments.gateway.stream_routes import stream_router
+from deployments.gateway.tokens import Tokens, token_router
+from deployments.gateway.upload_routes import upload_router
 from deployments.gateway.webhook_routes import webhook_router
 from deployments.models.base import Endpoint
+from deployments.queue.files import SWEEP_BATCH, Files, sweep
 from deployments.queue.keys import Keys
+from deployments.queue.secrets import Secrets
 from deployments.queue.store import RequestStore
 from deployments.queue.watch import Changes, Positions
 from deployments.storage import FileStorage
@@ -34,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 NotReady = Callable[[], Awaitable[str | None]]
 """Answers why the application cannot serve yet, or None."""
+
+SWEEP_SECONDS = 10.0
+"""How often expired files are looked for. They are not given out meanwhile."""
 
 CORS: dict[str, Any] = {
     "allow_origins": ["*"],
@@ -52,6 +62,7 @@ def create_api(
     public_url: str,
     not_ready: NotReady,
     poll_hold_seconds: float = 1.0,
+    max_upload_bytes: int = 1024**3,
 ) -> ASGIApp:
     """The gateway's HTTP application.
 
@@ -63,6 +74,7 @@ def create_api(
         public_url: Our address as clients see it, without a trailing slash.
         not_ready: Behind ``/health/ready``.
         poll_hold_seconds: How long a poll is held that would be told nothing new.
+        max_upload_bytes: How large an uploaded file may be.
     """
 
     @asynccontextmanager
@@ -76,21 +88,51 @@ def create_api(
             keys=keys,
             store=store,
             storage=storage,
+            files=Files(store.database),
+            tokens=Tokens(Secrets(store.database)),
             positions=positions,
             changes=changes,
             polls=Polls(store, changes, positions, poll_hold_seconds),
             public_url=public_url,
+            max_upload_bytes=max_upload_bytes,
         )
-        routers = (_health_router(store, not_ready), page_router(service), file_router(service), queue_router(service))
-        for router in (*routers, webhook_router(service), run_router(service)):
+        for router in (
+            _health_router(store, not_ready),
+            page_router(service),
+            upload_router(service),
+            file_router(service),  # after the uploads: it takes every path below /files
+            access_router(service),
+            token_router(service.authenticate, service.tokens),
+            queue_router(service),
+            webhook_router(service),
+            stream_router(service),
+            realtime_router(service),
+            run_router(service),  # last: it takes every path
+        ):
             app.include_router(router)
+        sweeper = asyncio.create_task(_sweep_files(service))
         yield
+        sweeper.cancel()
+        with suppress(asyncio.CancelledError):
+            await sweeper
         await store.close()
 
     app = FastAPI(title="svd-serve", lifespan=lifespan, openapi_url=None)
     _add_error_handlers(app)
     # Around the application rather than inside it, so that the answer to an unexpected error passes them too.
     return RequestIds(CORSMiddleware(FalHosts(app), **CORS))
+
+
+async def _sweep_files(service: Service) -> None:
+    """Delete what has expired, for as long as this process serves."""
+    while True:
+        try:
+            swept = await sweep(service.files, service.storage)
+        except Exception:
+            logger.warning("expired files could not be deleted", exc_info=True)
+            swept = 0
+        if swept < SWEEP_BATCH:
+            await asyncio.sleep(SWEEP_SECONDS)
 
 
 def _health_router(store: RequestStore, not_ready: NotReady) -> APIRouter:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import re
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -15,12 +14,12 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from deployments.errors import BadRequest, NotFound, QueueFull, StillInProgress
 from deployments.gateway import wire
 from deployments.gateway.auth import Caller
+from deployments.gateway.polls import POSITION_SECONDS
 from deployments.gateway.service import Service
-from deployments.gateway.submission import new_request, read_json, webhook_of
+from deployments.gateway.submission import read_json, webhook_of
 from deployments.models.base import Endpoint
-from deployments.queue.request import Cancelled, InferenceRequest, RequestStatus
+from deployments.queue.request import Cancelled, InferenceRequest, RequestStatus, Version
 
-STREAM_SECONDS = 0.25
 KEEPALIVE_SECONDS = 15.0
 TRUE = ("1", "true")
 
@@ -42,8 +41,8 @@ def queue_router(service: Service) -> APIRouter:
         return JSONResponse(await _status(service, request, with_logs), headers={wire.REQUEST_ID: request_id})
 
     @router.get("/{path:path}/requests/{request_id}/status/stream")
-    async def status_stream(path: str, request_id: str, logs: str = "0", caller: Caller = authenticated) -> Response:
-        request = await service.request(path, request_id, caller)
+    async def status_stream(path: str, request_id: str, connection: Request, logs: str = "0") -> Response:
+        request = await service.request(path, request_id, await service.caller(connection, path))
         if request is None:
             return _unknown(request_id)
         return StreamingResponse(
@@ -77,7 +76,7 @@ def queue_router(service: Service) -> APIRouter:
         endpoint = service.endpoint(path)
         await _check_depth(service, endpoint, request)
         webhook = webhook_of(request)
-        row, refused = new_request(endpoint, caller, await read_json(request), request, retry=True)
+        row, refused = await service.new_request(endpoint, caller, await read_json(request), request, retry=True)
         accepted = await service.store.submit(replace(row, webhook=webhook), refused.failure() if refused else None)
         position = 0 if refused else await service.positions.ahead(accepted)
         return JSONResponse(
@@ -98,20 +97,20 @@ async def _status(service: Service, request: InferenceRequest, with_logs: bool, 
 async def _stream(service: Service, request: InferenceRequest, with_logs: bool) -> AsyncIterator[str]:
     """Server-sent events: the status now and whenever it changes, each with only the log lines that are new."""
     last: dict[str, Any] = {}
-    seen, quiet = 0, 0.0
+    version: Version | None = None
+    seen, quiet_since = 0, time.monotonic()
     while True:
         body = await _status(service, request, with_logs, seen)
         seen += len(body["logs"] or [])
         if body["logs"] or {**body, "logs": None} != {**last, "logs": None}:
-            yield f"data: {json.dumps(body)}\n\n"
-            last, quiet = body, 0.0
-        elif quiet > KEEPALIVE_SECONDS:
+            yield wire.event(body)
+            last, quiet_since = body, time.monotonic()
+        elif time.monotonic() - quiet_since > KEEPALIVE_SECONDS:
             yield ": keepalive\n\n"
-            quiet = 0.0
+            quiet_since = time.monotonic()
         if request.status == RequestStatus.COMPLETED:
             return
-        await asyncio.sleep(STREAM_SECONDS)
-        quiet += STREAM_SECONDS
+        version = await service.changes.since(request.id, version, POSITION_SECONDS)
         request = await service.store.get(request.id) or request
 
 

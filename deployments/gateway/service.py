@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Response
+from starlette.requests import HTTPConnection
 
-from deployments.errors import NotFound
+from deployments.errors import NotFound, ServingError
 from deployments.gateway.auth import Authenticator, Caller
 from deployments.gateway.polls import Polls
+from deployments.gateway.submission import new_request
+from deployments.gateway.tokens import Tokens
 from deployments.gateway.wire import request_urls, result_response
 from deployments.models.base import Endpoint
+from deployments.queue.files import Files
 from deployments.queue.keys import Keys
-from deployments.queue.request import InferenceRequest
+from deployments.queue.request import InferenceRequest, NewRequest
 from deployments.queue.store import RequestStore
 from deployments.queue.watch import Changes, Positions
 from deployments.storage import FileStorage
@@ -31,10 +37,13 @@ class Service:
     keys: Keys
     store: RequestStore
     storage: FileStorage
+    files: Files
+    tokens: Tokens
     positions: Positions
     changes: Changes
     polls: Polls
     public_url: str
+    max_upload_bytes: int
 
     def endpoint(self, endpoint_id: str) -> Endpoint:
         """An endpoint by fal's id.
@@ -47,12 +56,44 @@ class Service:
             raise NotFound(f"Path /{endpoint_id} not found")
         return endpoint
 
+    async def caller(self, connection: HTTPConnection, path: str) -> Caller:
+        """Who streams from an endpoint: by a token in the URL, where a browser can send no header, or by a key.
+
+        Raises:
+            Unauthenticated: Neither, or not a valid one.
+        """
+        token = connection.query_params.get("fal_jwt_token")
+        if token is None:
+            return await self.authenticate(connection)
+        return Caller(await self.tokens.verify_app(token, path))
+
     async def request(self, path: str, request_id: str, caller: Caller) -> InferenceRequest | None:
         """A caller's own request under ``owner/alias`` or the full endpoint id; None where there is none."""
         request = await self.store.get(request_id) if _REQUEST_ID.fullmatch(request_id) else None
         if request is None or request.key_id != caller.key_id:
             return None
         return request if path in (request.endpoint, app_of(request)) else None
+
+    async def new_request(
+        self, endpoint: Endpoint, caller: Caller, payload: Any, connection: HTTPConnection, *, retry: bool
+    ) -> tuple[NewRequest, ServingError | None]:
+        """As ``submission.new_request``, with its files living as their owner wants it."""
+        asked = connection.headers.get("x-fal-object-lifecycle-preference")
+        lifecycle = await self.files.lifecycle(caller.key_id, asked)
+        return new_request(endpoint, caller, payload, connection, lifecycle, retry=retry)
+
+    async def run(self, row: NewRequest, refused: ServingError | None) -> InferenceRequest:
+        """Submit, and wait for the end. A caller who goes away meanwhile no longer wants the clip."""
+        request_id = row.id
+        try:
+            request_id = (await self.store.submit(row, refused.failure() if refused else None)).id
+            await self.changes.completion(request_id)
+        except asyncio.CancelledError:
+            await self.store.cancel(request_id)
+            raise
+        ended = await self.store.get(request_id)
+        assert ended is not None
+        return ended
 
     async def result(self, request: InferenceRequest) -> Response:
         """How a completed request ended."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import httpx
 from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import from_json
+from starlette.requests import HTTPConnection
 
 from deployments.errors import BadRequest, InvalidInput, PayloadTooLarge, ServingError
 from deployments.gateway.auth import Caller
 from deployments.models.base import Endpoint
+from deployments.queue.files import Lifecycle
 from deployments.queue.request import NewRequest, Priority
 
 MAX_BODY_BYTES = 28 * 1024 * 1024
@@ -21,6 +24,9 @@ MAX_BODY_BYTES = 28 * 1024 * 1024
 
 MAX_KEPT_BYTES = 64 * 1024
 """Of a refused input, no more is kept than this."""
+
+LONGEST_HEADER = 255
+FALSE = ("0", "false", "no")
 
 LONGEST_URL = 4096
 SHORTEST_START_TIMEOUT = 0.1
@@ -49,7 +55,7 @@ async def read_json(request: Request) -> Any:
 
 
 def new_request(
-    endpoint: Endpoint, caller: Caller, payload: Any, request: Request, *, retry: bool
+    endpoint: Endpoint, caller: Caller, payload: Any, request: HTTPConnection, lifecycle: Lifecycle, *, retry: bool
 ) -> tuple[NewRequest, ServingError | None]:
     """Check an input and describe the row to insert.
 
@@ -66,6 +72,11 @@ def new_request(
         "priority": Priority.LOW if request.headers.get("x-fal-queue-priority") == "low" else Priority.NORMAL,
         "no_retry": not retry or request.headers.get("x-fal-no-retry", "").lower() in ("1", "true", "yes"),
         "start_timeout": _start_timeout(request),
+        "idempotency_key": _short(request, "idempotency-key"),
+        "runner_hint": _short(request, "x-fal-runner-hint"),
+        "store_io": request.headers.get("x-fal-store-io", "").lower() not in FALSE,
+        "previews": _whole_number(request, "previews"),
+        "lifecycle": lifecycle.dump() if lifecycle.model_fields_set else None,
     }
     try:
         input = endpoint.Input.model_validate(payload)
@@ -76,6 +87,20 @@ def new_request(
         return NewRequest(**common, input=_kept(payload)), error
     row = NewRequest(**common, input=input.model_dump_json(), batch_key=plan.batch_key, pixel_frames=plan.pixel_frames)
     return row, None
+
+
+def _short(request: HTTPConnection, header: str) -> str | None:
+    text = request.headers.get(header) or None
+    if text and len(text) > LONGEST_HEADER:
+        raise BadRequest(f"{header} has more than {LONGEST_HEADER} characters")
+    return text
+
+
+def _whole_number(request: HTTPConnection, parameter: str) -> int:
+    text = request.query_params.get(parameter, "0")
+    if not re.fullmatch("[0-9]{1,4}", text):
+        raise BadRequest(f"{parameter} must be a whole number")
+    return int(text)
 
 
 def webhook_of(request: Request) -> str | None:
@@ -105,7 +130,7 @@ def _kept(payload: Any) -> str:
     return text if len(text) <= MAX_KEPT_BYTES else "null"
 
 
-def _start_timeout(request: Request) -> float | None:
+def _start_timeout(request: HTTPConnection) -> float | None:
     header = request.headers.get("x-fal-request-timeout")
     if header is None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -65,6 +66,17 @@ def error_response(error: ServingError) -> JSONResponse:
     if error.status == 401:
         headers["www-authenticate"] = "Key"
     return JSONResponse(error.body(), error.status, headers)
+
+
+def event(body: Any) -> str:
+    """A server-sent event. Both clients parse every one as JSON."""
+    return f"data: {json.dumps(body)}\n\n"
+
+
+def progress_body(line: LogLine, preview_url: str | None) -> dict[str, Any]:
+    """What a line of the log tells of the work, and a picture of it where there is one."""
+    body: dict[str, Any] = {"message": line.message, "progress": line.progress}
+    return body if preview_url is None else {**body, "preview": {"url": preview_url, "content_type": "image/jpeg"}}
 
 
 def _error_headers(error_type: str | None) -> dict[str, str]:

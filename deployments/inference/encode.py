@@ -1,4 +1,4 @@
-"""Video out: frames become an mp4 that every browser plays, by libx264."""
+"""Video out: frames become an mp4 that every browser plays, by libx264; and small pictures of it before it is done."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 
 import ffmpeg
 import imageio_ffmpeg
+from PIL import Image
 
 if TYPE_CHECKING:
     import numpy as np
 
 THREADS = 2
 """Fixed, because libx264's bytes depend on the number of its threads."""
+
+PREVIEW_SIDE = 256
 
 
 class EncodeError(RuntimeError):
@@ -58,6 +61,13 @@ def encode_mp4(frames: np.ndarray, fps: int, target: Path) -> None:
     _, errors = process.communicate(frames.tobytes())
     if process.returncode:
         raise EncodeError(errors.decode(errors="replace").strip()[-500:])
+
+
+def save_preview(frame: np.ndarray, target: Path) -> None:
+    """Write a uint8 RGB frame [H, W, 3] as a JPEG of at most ``PREVIEW_SIDE`` pixels a side."""
+    picture = Image.fromarray(frame)
+    picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    picture.save(target, "JPEG", quality=80)
 
 
 @functools.cache

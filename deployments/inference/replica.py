@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +28,12 @@ from ray.serve.exceptions import RayServeException
 from deployments import logs
 from deployments.errors import RunnerDisconnected, RunnerServerError, ServingError
 from deployments.inference.clips import make_clip, open_clip
-from deployments.inference.encode import encode_mp4
+from deployments.inference.encode import encode_mp4, save_preview
 from deployments.inference.fetch import FileSource
 from deployments.models.base import Clip, Endpoint, ImageToVideoInput, Plan, VideoInput, VideoModel
-from deployments.models.messages import Attempt, Dropped, Event, Failed, Finished, Progress
+from deployments.models.messages import Attempt, Dropped, Event, Failed, Finished, Progress, StoredFile
 from deployments.models.text_to_video import TextToVideo, TextToVideoInput
-from deployments.storage import FileStorage, new_key
+from deployments.storage import File, FileStorage, new_key
 
 if TYPE_CHECKING:
     import numpy as np
@@ -143,7 +144,10 @@ class VideoReplica:
                 endpoint = self._endpoints[attempt.endpoint]
                 input = endpoint.Input.model_validate_json(attempt.input)
                 plan = endpoint.plan(input)
-                return Prepared(attempt, endpoint, input, plan, await self._clip(endpoint, input, plan, attempt))
+                clip = await self._clip(endpoint, input, plan, attempt)
+                show = functools.partial(self._show, attempt.request_id, plan.steps, emit, asyncio.get_running_loop())
+                clip = replace(clip, previews=attempt.previews, show=show)
+                return Prepared(attempt, endpoint, input, plan, clip)
             except Exception as error:
                 emit(_failed(attempt, error))
                 return None
@@ -193,17 +197,38 @@ class VideoReplica:
                 emit(Dropped(request_id))
                 return
             try:
-                output = await self._store(member, frames)
-                emit(Finished(request_id, output, time.monotonic() - began, gpu_seconds))
+                file, stored = await self._store("clip.mp4", lambda path: encode_mp4(frames, member.fps, path))
+                output = {member.endpoint.result_key: file.model_dump(), "seed": member.input.seed}
+                emit(Finished(request_id, output, time.monotonic() - began, gpu_seconds, (stored,)))
             except Exception as error:
                 emit(_failed(member.attempt, error))
 
-    async def _store(self, member: Prepared, frames: np.ndarray) -> dict[str, Any]:
+    def _show(
+        self,
+        request_id: str,
+        steps: int,
+        emit: Emit,
+        loop: asyncio.AbstractEventLoop,
+        done: int,
+        frame: np.ndarray,
+    ) -> None:
+        """Called in the device's thread: store a preview beside the work, and tell of it."""
+
+        async def tell() -> None:
+            with logs.request_context(request_id), contextlib.suppress(OSError):  # a picture is not worth a clip
+                _, stored = await self._store("preview.jpg", lambda path: save_preview(frame, path))
+                emit(Progress((request_id,), f"Preview of step {done}/{steps}", done / steps, stored))
+
+        asyncio.run_coroutine_threadsafe(tell(), loop)
+
+    async def _store(self, name: str, write: Callable[[Path], None]) -> tuple[File, StoredFile]:
+        """Have a file written, and put it into the storage under a key that nobody can guess."""
+        key = new_key(name)
         with tempfile.TemporaryDirectory(prefix="svd-serve-") as folder:
-            clip = Path(folder) / "clip.mp4"
-            await asyncio.to_thread(encode_mp4, frames, member.fps, clip)
-            file = await self._storage.put(clip, new_key(clip.name))
-        return {member.endpoint.result_key: file.model_dump(), "seed": member.input.seed}
+            path = Path(folder) / name
+            await asyncio.to_thread(write, path)
+            file = await self._storage.put(path, key)
+        return file, StoredFile(key, file.content_type, file.file_size)
 
 
 class PictureReplica:

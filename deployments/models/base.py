@@ -12,6 +12,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
@@ -108,6 +109,8 @@ class Clip:
         cond_aug: Standard deviation of the noise on the picture, whose values go from -1 to 1.
         still: Which pixels keep the picture in every frame, bool [H, W]; None if all may move.
         depth: A map for each frame, RGB and of the clip's size; empty if nothing leads the clip.
+        previews: Each so many steps ``show`` gets the middle frame as the network guesses it; 0 for never.
+        show: Called with the steps done and the frame, uint8 [H, W, 3].
     """
 
     picture: Image.Image
@@ -116,6 +119,8 @@ class Clip:
     cond_aug: float
     still: np.ndarray | None = None
     depth: tuple[Image.Image, ...] = ()
+    previews: int = 0
+    show: Callable[[int, np.ndarray], None] = lambda done, frame: None
 
     @property
     def size(self) -> Size:
@@ -234,12 +239,18 @@ class VideoConfig(EndpointConfig):
 class Endpoint(ABC):
     """One fal endpoint: the shape of its input and output, and what it needs of a batch.
 
-    Making one is cheap and loads nothing. ``id`` is fal's endpoint id.
+    Making one is cheap and loads nothing. ``id`` is fal's endpoint id. ``unit_price`` is in USD, None where fal
+    publishes none.
     """
 
     Input: ClassVar[type[VideoInput]]
     Config: ClassVar[type[EndpointConfig]]
     title: ClassVar[str]
+    description: ClassVar[str] = "Makes a short video clip."
+    category: ClassVar[str] = "image-to-video"
+    tags: ClassVar[tuple[str, ...]] = ()
+    unit: ClassVar[str] = "video"
+    unit_price: ClassVar[Decimal | None] = None
     result_key: ClassVar[str] = "video"
     default_fps: ClassVar[int] = 25
 
@@ -263,9 +274,9 @@ class Endpoint(ABC):
         """The deployment that this endpoint's requests wait for."""
         return self.video_endpoint.replace("/", "--")
 
-    def billable_units(self, gpu_seconds: float) -> float:
-        """How many of fal's units for this endpoint a clip is: one, where the unit is a video."""
-        return 1.0
+    def billable_units(self, gpu_seconds: float, clips: int = 1) -> float:
+        """How many of fal's units for this endpoint so many clips are, which took ``gpu_seconds`` together."""
+        return float(clips)
 
     @abstractmethod
     def plan(self, input: VideoInput) -> Plan:

@@ -11,21 +11,47 @@ from deployments.errors import Failure
 
 @dataclass(frozen=True)
 class Attempt:
-    """One run of a request: what the replica is asked to do. ``input`` is the checked input as JSON."""
+    """One run of a request: what the replica is asked to do.
+
+    Attributes:
+        request_id: Whose.
+        number: Which run, from 1.
+        endpoint: fal's endpoint id.
+        input: The checked input as JSON.
+        previews: A picture of the clip so far each so many steps; 0 for none.
+    """
 
     request_id: str
     number: int
     endpoint: str
     input: str
+    previews: int = 0
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file that a replica has put into the file storage; ``size`` in bytes."""
+
+    key: str
+    content_type: str
+    size: int
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A line for the logs of these requests, and how far they are: from 0 to 1."""
+    """A line for the logs of these requests.
+
+    Attributes:
+        request_ids: Whose.
+        message: The line.
+        fraction: How far they are, from 0 to 1.
+        preview: A picture of the clip so far.
+    """
 
     request_ids: tuple[str, ...]
     message: str
     fraction: float
+    preview: StoredFile | None = None
 
 
 @dataclass(frozen=True)
@@ -37,12 +63,14 @@ class Finished:
         output: The body of the result, as fal's clients read it.
         inference_seconds: From the attempt's arrival at the replica to the stored file.
         gpu_seconds: This request's share of its batch's time on the device.
+        files: What the output names of the file storage.
     """
 
     request_id: str
     output: Mapping[str, Any]
     inference_seconds: float
     gpu_seconds: float
+    files: tuple[StoredFile, ...] = ()
 
 
 @dataclass(frozen=True)

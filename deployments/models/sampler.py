@@ -258,10 +258,24 @@ class SVDSampler:
                 if not batch.members:
                     break
                 velocity = self._velocity(batch, schedule, index, guidance)
+                self._show(clips, batch, schedule, velocity, index)
                 noise = batch.draw_noise() if schedule.needs_noise(index) else None
                 batch = replace(batch, latents=schedule.step(batch.latents, velocity, index, noise))
                 batch = batch.hold(schedule.sigmas[index + 1]).narrow(keep(index + 1))
             return dict(zip(batch.members, batch.latents, strict=True))
+
+    def _show(
+        self, clips: Sequence[Clip], batch: Batch, schedule: Schedule, velocity: torch.Tensor, index: int
+    ) -> None:
+        """Give clips that asked for previews the middle frame as this step guesses it."""
+        done = index + 1
+        for row, member in enumerate(batch.members):
+            clip = clips[member]
+            if not clip.previews or done % clip.previews or done == schedule.steps:
+                continue
+            middle = slice(clip.frames // 2, clip.frames // 2 + 1)
+            guess = schedule.clean(batch.latents[row, middle], velocity[row, middle], index)
+            clip.show(done, to_uint8(self.decode(guess))[0])
 
     def finish(self, clip: Clip, latents: torch.Tensor) -> torch.Tensor:
         """The second half of ``sample``: one clip's latents [F, C, h, w] to frames [F, 3, H, W] in 0..1, float32."""

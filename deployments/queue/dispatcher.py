@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from ray.serve.exceptions import RayServeException
 
 from deployments import logs
 from deployments.errors import ClientCancelled, RunnerServerError, Unavailable
-from deployments.models.messages import Attempt, Dropped, Event, Failed, Finished, Progress
+from deployments.models.messages import Attempt, Dropped, Event, Failed, Finished, Progress, StoredFile
 from deployments.queue.request import LogLine
 from deployments.queue.store import BatchLimits, Outcome, RequestStore
 
@@ -77,6 +77,7 @@ class Dispatcher:
         self._has_work = {model: asyncio.Event() for model in replicas}
         self._held: set[str] = set()
         self._lines: list[LogLine] = []
+        self._previews: list[tuple[str, StoredFile]] = []
         self._writing = asyncio.Lock()
         self._loops: list[asyncio.Task[None]] = []
         self._batches: set[asyncio.Task[None]] = set()
@@ -135,8 +136,9 @@ class Dispatcher:
     async def _write_logs(self) -> None:
         async with self._writing:
             lines, self._lines = self._lines, []
+            previews, self._previews = self._previews, []
             if lines:
-                await self._store.log(lines)
+                await self._store.log(lines, previews)
 
     async def _feed(self, model: str) -> None:
         """Keep one place reserved at a time while there is work; each batch then goes its own way."""
@@ -193,8 +195,7 @@ class Dispatcher:
     async def _on_event(self, event: Event, running: dict[str, Attempt]) -> None:
         if isinstance(event, Progress):
             ids = [request_id for request_id in event.request_ids if request_id in running]
-            at = time.time()
-            self._lines += [LogLine(request_id, event.message, at, progress=event.fraction) for request_id in ids]
+            self._note(event, ids)
             return
         attempt = running[event.request_id]
         with contextlib.suppress(Unavailable):  # a log is not worth a result
@@ -204,6 +205,13 @@ class Dispatcher:
         else:
             await self._persist(self._store.complete, attempt, _outcome(event))
         del running[event.request_id]
+
+    def _note(self, event: Progress, ids: Sequence[str]) -> None:
+        preview = event.preview.key if event.preview else None
+        at = time.time()
+        self._lines += [LogLine(each, event.message, at, "INFO", event.fraction, preview) for each in ids]
+        if event.preview:
+            self._previews += [(each, event.preview) for each in ids]
 
     async def _persist(
         self, write: Callable[[Attempt, str, Any], Awaitable[bool]], attempt: Attempt, what: Any
@@ -222,7 +230,13 @@ class Dispatcher:
 def _outcome(event: Finished | Failed | Dropped) -> Outcome:
     match event:
         case Finished():
-            return Outcome(200, event.output, inference_seconds=event.inference_seconds, gpu_seconds=event.gpu_seconds)
+            return Outcome(
+                200,
+                event.output,
+                inference_seconds=event.inference_seconds,
+                gpu_seconds=event.gpu_seconds,
+                files=event.files,
+            )
         case Failed():
             return Outcome.of(event.failure)
         case Dropped():

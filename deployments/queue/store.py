@@ -18,8 +18,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.errors import ClientCancelled, Failure, RunnerDisconnected, StartTimeout
-from deployments.models.messages import Attempt
+from deployments.models.messages import Attempt, StoredFile
 from deployments.queue.database import Database, uninterrupted
+from deployments.queue.files import Lifecycle, insert_file
 from deployments.queue.outbox import add_webhook, make_due
 from deployments.queue.request import (
     MAX_ATTEMPTS,
@@ -64,6 +65,7 @@ class Outcome:
     error_type: str | None = None
     inference_seconds: float | None = None
     gpu_seconds: float | None = None
+    files: tuple[StoredFile, ...] = ()
 
     @classmethod
     def of(cls, failure: Failure) -> Outcome:
@@ -225,11 +227,11 @@ class RequestStore:
                 update(requests)
                 .where(_columns.seq.in_(select(members.c.seq)))
                 .values(status=RequestStatus.IN_PROGRESS, attempt=_columns.attempt + 1, owner=owner, started_at=now())
-                .returning(*order, _columns.id, _columns.attempt, _columns.endpoint)
+                .returning(*order, _columns.id, _columns.attempt, _columns.endpoint, _columns.previews)
             )
             rows = sorted(taken, key=lambda row: (row.priority, row.seq))
             inputs = await _inputs(connection, [row.id for row in rows])
-        return [Attempt(row.id, row.attempt, row.endpoint, inputs[row.id]) for row in rows]
+        return [Attempt(row.id, row.attempt, row.endpoint, inputs[row.id], row.previews) for row in rows]
 
     @uninterrupted
     async def complete(self, attempt: Attempt, owner: str, outcome: Outcome) -> bool:
@@ -254,10 +256,12 @@ class RequestStore:
         return {request_id for request_id, attempt in attempts.items() if wanted.get(request_id) != attempt}
 
     @uninterrupted
-    async def log(self, lines: Sequence[LogLine]) -> None:
-        """Add lines to the logs of their requests."""
+    async def log(self, lines: Sequence[LogLine], previews: Sequence[tuple[str, StoredFile]] = ()) -> None:
+        """Add lines to the logs of their requests, and register the pictures (request id, file) that they name."""
         async with self.database.transaction() as connection:
             await _log(connection, lines)
+            for request_id, preview in previews:
+                await _register(connection, [request_id], [preview])
 
     @uninterrupted
     async def heartbeat(self, owner: str, lease_seconds: float) -> None:
@@ -320,14 +324,31 @@ def _cancelled() -> Outcome:
 
 async def _end(connection: AsyncConnection, condition: ColumnElement[bool], outcome: Outcome) -> list[str]:
     """Complete every request that meets the condition; answer their ids."""
-    values = {**asdict(outcome), "status": RequestStatus.COMPLETED, "owner": None, "finished_at": now()}
-    body = json.dumps(values.pop("body"))
-    ended = await connection.execute(update(requests).where(condition).values(values).returning(_columns.id))
-    ids = list(ended.scalars())
+    columns = {column.name for column in _columns}
+    values = {name: value for name, value in vars(outcome).items() if name in columns}
+    values |= {"status": RequestStatus.COMPLETED, "owner": None, "finished_at": now()}
+    ended = update(requests).where(condition).values(values)
+    rows = (await connection.execute(ended.returning(_columns.id, _columns.store_io))).all()
+    ids = [row.id for row in rows]
     if ids:
-        await connection.execute(update(request_io).where(request_io.c.request_id.in_(ids)).values(output=body))
+        io = request_io.c.request_id
+        await connection.execute(update(request_io).where(io.in_(ids)).values(output=json.dumps(outcome.body)))
+        if unkept := [row.id for row in rows if not row.store_io]:
+            await connection.execute(update(request_io).where(io.in_(unkept)).values(input="null"))
+        await _register(connection, ids, outcome.files)
         await make_due(connection, ids)
     return ids
+
+
+async def _register(connection: AsyncConnection, request_ids: Sequence[str], made: Sequence[StoredFile]) -> None:
+    """Note whose the files are that requests have made, until when they live and who may read them."""
+    if not made:
+        return
+    query = select(_columns.id, _columns.key_id, _columns.lifecycle).where(_columns.id.in_(request_ids))
+    for row in (await connection.execute(query)).all():
+        lifecycle = Lifecycle.parse(row.lifecycle or "{}")
+        for file in made:
+            await insert_file(connection, file.key, row.key_id, file.content_type, file.size, lifecycle, row.id)
 
 
 async def _requeue(connection: AsyncConnection, condition: ColumnElement[bool], reason: str) -> list[str]:

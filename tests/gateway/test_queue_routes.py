@@ -117,15 +117,6 @@ async def test_submit_to_an_unknown_endpoint_is_not_found(gateway: Gateway, endp
     assert reply.json()["error_type"] == "not_found"
 
 
-async def test_a_webhook_is_refused_before_anything_is_accepted(gateway: Gateway) -> None:
-    reply = await gateway.client.post(f"/queue/{SVD}?fal_webhook=https%3A%2F%2Fexample.com", json=INPUT)
-
-    assert reply.status_code == 400
-    assert reply.json()["error_type"] == "bad_request"
-    assert "fal_webhook" in reply.json()["detail"]
-    assert await gateway.waiting() == 0
-
-
 # ---------------------------------------------------------------- bad bodies
 
 

@@ -14,6 +14,7 @@ from deployments.models.messages import Attempt, Dropped, Event, Failed, Finishe
 from deployments.queue.dispatcher import Dispatcher
 from deployments.queue.request import InferenceRequest, RequestStatus
 from deployments.queue.store import RequestStore
+from deployments.queue.watch import Changes
 from tests.queue.conftest import MODEL, new_request
 
 Script = Callable[[list[Attempt]], AsyncIterator[Event]]
@@ -58,8 +59,7 @@ async def running(store: RequestStore, replicas: FakeReplicas, **options: Any) -
 
 async def ended(store: RequestStore, request: InferenceRequest) -> InferenceRequest:
     async with asyncio.timeout(10):
-        while not await store.completed([request.id]):
-            await asyncio.sleep(0.01)
+        await Changes(store, interval=0.01).completion(request.id)
     final = await store.get(request.id)
     assert final
     return final

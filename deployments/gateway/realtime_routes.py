@@ -1,0 +1,151 @@
+"""fal's realtime connections (``/{endpoint}/realtime``): inputs and outputs as frames of one WebSocket.
+
+    binary frame (msgpack) | text frame (JSON) ──▶ buffer ──▶ submit, wait ──▶ a frame of the same kind
+
+Each input is a request like any other, one after the other. What a caller sends faster than it is answered waits in a
+buffer, from which the oldest falls out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Annotated, Any, NamedTuple
+
+import msgpack
+from fastapi import APIRouter, Query
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from deployments.errors import BadRequest, InternalError, ServingError
+from deployments.gateway import wire
+from deployments.gateway.auth import Caller
+from deployments.gateway.service import Service
+from deployments.models.base import Endpoint
+
+IDLE_SECONDS = 90.0
+"""A connection without inputs is closed after this long; clients open it again with their next input."""
+
+MOST_BUFFERED = 60
+
+
+class Frame(NamedTuple):
+    """An input as it came."""
+
+    data: bytes | str
+
+    def decode(self) -> dict[str, Any]:
+        """The input.
+
+        Raises:
+            BadRequest: It is no map.
+        """
+        try:
+            text = isinstance(self.data, str)
+            value = json.loads(self.data) if text else msgpack.unpackb(self.data)
+        except (ValueError, RecursionError, msgpack.UnpackException) as error:
+            raise BadRequest("The frame is neither msgpack (binary) nor JSON (text)") from error
+        if not isinstance(value, dict):
+            raise BadRequest("The frame holds no map")
+        return value
+
+    def encode(self, body: dict[str, Any]) -> Frame:
+        """An answer of the same kind."""
+        return Frame(json.dumps(body) if isinstance(self.data, str) else msgpack.packb(body))
+
+
+def realtime_router(service: Service) -> APIRouter:
+    """The route of all endpoints' realtime connections."""
+    router = APIRouter()
+
+    @router.websocket("/{path:path}/realtime")
+    async def realtime(
+        path: str, socket: WebSocket, max_buffering: Annotated[int, Query(ge=1, le=MOST_BUFFERED)] = MOST_BUFFERED
+    ) -> None:
+        try:
+            endpoint = service.endpoint(path)
+            caller = await service.caller(socket, path)
+        except ServingError as error:
+            await _refuse(socket, error)
+            return
+        await socket.accept()
+        await Connection(service, socket, endpoint, caller, max_buffering).serve()
+
+    return router
+
+
+class Connection:
+    """One open WebSocket."""
+
+    def __init__(
+        self, service: Service, socket: WebSocket, endpoint: Endpoint, caller: Caller, max_buffering: int
+    ) -> None:
+        """Serve nothing yet."""
+        self._service = service
+        self._socket = socket
+        self._endpoint = endpoint
+        self._caller = caller
+        self._most = max_buffering
+        self._frames: asyncio.Queue[Frame] = asyncio.Queue()
+
+    async def serve(self) -> None:
+        """Answer inputs until either side closes the connection."""
+        answering = asyncio.create_task(self._answer_all())
+        try:
+            while True:
+                message = await self._socket.receive()
+                if message["type"] == "websocket.disconnect":
+                    return
+                if self._frames.qsize() >= self._most:
+                    self._frames.get_nowait()
+                self._frames.put_nowait(Frame(message.get("bytes") or message.get("text") or ""))
+        finally:
+            answering.cancel()
+            await asyncio.gather(answering, return_exceptions=True)
+
+    async def _answer_all(self) -> None:
+        try:
+            while True:
+                async with asyncio.timeout(IDLE_SECONDS):
+                    frame = await self._frames.get()
+                await self._answer(frame)
+        except TimeoutError:
+            await self._complain("TIMEOUT", "no inputs, reconnect when needed!")
+            await self._socket.close()
+        except (WebSocketDisconnect, RuntimeError):  # what sending raises once the other side has gone
+            return
+
+    async def _answer(self, frame: Frame) -> None:
+        echo: dict[str, Any] = {}
+        try:
+            payload = frame.decode()
+            echo = {name: payload.pop(name) for name in ("request_id",) if name in payload}
+            row, refused = await self._service.new_request(
+                self._endpoint, self._caller, payload, self._socket, retry=False
+            )
+            request = await self._service.run(row, refused)
+        except ServingError as error:
+            await self._complain(error.type, error.message, **echo)
+            return
+        if request.error is not None:
+            await self._complain(request.error_type or InternalError.type, request.error, **echo)
+            return
+        await self._send(frame.encode(await self._service.store.output(request.id) | echo))
+
+    async def _complain(self, error: str, reason: str, **echo: Any) -> None:
+        """Meta frames are text whatever the inputs are."""
+        body = {"type": "x-fal-error", "error": error.upper(), "reason": reason, **echo}
+        await self._send(Frame(json.dumps(body)))
+
+    async def _send(self, frame: Frame) -> None:
+        if isinstance(frame.data, str):
+            await self._socket.send_text(frame.data)
+        else:
+            await self._socket.send_bytes(frame.data)
+
+
+async def _refuse(socket: WebSocket, error: ServingError) -> None:
+    """Answer the handshake with the error, where the server can; else just decline it."""
+    if "websocket.http.response" in socket.scope.get("extensions", {}):
+        await socket.send_denial_response(wire.error_response(error))
+    else:
+        await socket.close()

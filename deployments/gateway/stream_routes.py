@@ -1,0 +1,82 @@
+"""fal's streaming run (``/{endpoint}/stream``): progress as server-sent events, and last the output.
+
+    submit ──▶ {"status": "IN_QUEUE", …} ──▶ {"status": "IN_PROGRESS", "progress": 0.2, …} … ──▶ the output object
+
+Submit, then follow the same row. A caller who goes away cancels it, as with a synchronous run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+
+from deployments.gateway import wire
+from deployments.gateway.service import Service
+from deployments.gateway.submission import read_json
+from deployments.queue.request import InferenceRequest, LogLine, RequestStatus, Version
+
+KEEPALIVE_SECONDS = 15.0
+
+
+def stream_router(service: Service) -> APIRouter:
+    """The route; it must be added before the catch-all."""
+    router = APIRouter()
+
+    @router.api_route("/{path:path}/stream", methods=["GET", "POST"])
+    async def stream(path: str, request: Request) -> Response:
+        endpoint = service.endpoint(path)
+        caller = await service.caller(request, path)
+        payload = dict(request.query_params) if request.method == "GET" else await read_json(request)
+        row, refused = await service.new_request(endpoint, caller, payload, request, retry=False)
+        accepted = await service.store.submit(row, refused.failure() if refused else None)
+        if refused and "application/json" in request.headers.get("accept", ""):
+            return await service.result(accepted)
+        return StreamingResponse(
+            _events(service, accepted),
+            status_code=refused.status if refused else 200,  # the Python client looks at the type, not at the status
+            media_type="text/event-stream",
+            headers={wire.REQUEST_ID: accepted.id, "cache-control": "no-store"},
+        )
+
+    return router
+
+
+async def _events(service: Service, request: InferenceRequest) -> AsyncIterator[str]:
+    version: Version | None = None
+    seen = 0
+    try:
+        while request.status != RequestStatus.COMPLETED:
+            before, version = version, await service.changes.since(request.id, version, KEEPALIVE_SECONDS)
+            if version == before:
+                yield ": keepalive\n\n"
+                continue
+            request = await service.store.get(request.id) or request
+            lines = await service.store.logs(request.id, seen)
+            seen += len(lines)
+            for body in await _progress(service, request, lines):
+                yield wire.event(body)
+        yield wire.event(await _last(service, request))
+    finally:
+        if request.status != RequestStatus.COMPLETED:
+            await service.store.cancel(request.id)
+
+
+async def _progress(service: Service, request: InferenceRequest, lines: list[LogLine]) -> list[dict[str, Any]]:
+    """What is new: the place in the queue, or what the log tells of the work."""
+    if request.status == RequestStatus.IN_QUEUE:
+        return [{"status": request.status, "queue_position": await service.positions.ahead(request)}]
+    bodies = [{"status": "IN_PROGRESS", **_shown(service, line)} for line in lines]
+    return bodies if lines or request.status == RequestStatus.COMPLETED else [{"status": request.status}]
+
+
+def _shown(service: Service, line: LogLine) -> dict[str, Any]:
+    return wire.progress_body(line, service.storage.url_of(line.preview) if line.preview else None)
+
+
+async def _last(service: Service, request: InferenceRequest) -> Any:
+    """The output; or the error, with one field that says that it is one."""
+    output = await service.store.output(request.id)
+    return output if request.error is None else {**output, "error": request.error}
