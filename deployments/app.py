@@ -65,6 +65,7 @@ def build_app(args: AppArgs) -> Application:
             settings.public_url,
             Readiness(),
             poll_hold_seconds=settings.poll_hold_seconds,
+            max_upload_bytes=settings.max_upload_bytes,
         )
 
     return serve.deployment(name=GATEWAY)(serve.ingress(build_api)()).bind(dispatcher)

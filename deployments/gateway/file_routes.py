@@ -1,29 +1,53 @@
-"""Files: GET and HEAD with ranges and ETags (RFC 9110), as players and download tools expect."""
+"""Files: GET and HEAD with ranges and ETags (RFC 9110), as players and download tools expect; and who may read them."""
 
 from __future__ import annotations
 
 import re
+import time
 from email.utils import formatdate
 from mimetypes import guess_type
+from typing import TypeVar
+from urllib.parse import quote, urlencode
 
-from fastapi import APIRouter, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, Field, ValidationError
 
+from deployments.errors import BadRequest, Forbidden, InvalidInput, NotFound, Unauthenticated
+from deployments.gateway.auth import Caller
 from deployments.gateway.service import Service
+from deployments.gateway.submission import read_json
+from deployments.queue.files import Acl, Decision, FileRecord, Lifecycle
 from deployments.storage import Stat
 
+LONGEST_SIGNATURE = 7 * 24 * 3600
+
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
-_PLAYABLE = ("video/", "image/png", "image/jpeg", "image/webp")
+_PLAYABLE = re.compile(r"(video|audio)/.*|image/(png|jpeg|webp|gif|avif)")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Sign(BaseModel):
+    """The body of ``POST /v1/storage/files/sign``."""
+
+    expiration_seconds: int = Field(ge=1, le=LONGEST_SIGNATURE)
+
+
+class FileAcl(Acl):
+    """The body of ``PUT /v1/storage/files/acl``: the default has to be said."""
+
+    default: Decision
 
 
 def file_router(service: Service) -> APIRouter:
-    """The routes of stored files. The key in the path is the right to read."""
+    """The routes of stored files. The key in the path is the right to read, unless the file's owner said otherwise."""
     router = APIRouter(prefix="/files")
 
     @router.api_route("/{key:path}", methods=["GET", "HEAD"])
     async def read(key: str, request: Request) -> Response:
         stat = await service.storage.stat(key)
-        headers = _headers(key, stat)
+        headers = _headers(key, stat, await _readable(service, key, request))
         if _lists(request.headers.get("if-none-match"), stat.etag):
             return Response(status_code=304, headers=headers)
         status, start, end = 200, 0, stat.size
@@ -40,19 +64,123 @@ def file_router(service: Service) -> APIRouter:
     return router
 
 
-def _headers(key: str, stat: Stat) -> dict[str, str]:
+def access_router(service: Service) -> APIRouter:
+    """The routes by which an owner says who may read files, and for how long they are kept."""
+    router = APIRouter(prefix="/v1/storage")
+    authenticated = Depends(service.authenticate)
+
+    @router.get("/files/acl")
+    async def get_acl(url: str, caller: Caller = authenticated) -> Response:
+        return _answer((await _own(service, url, caller)).acl or Acl())
+
+    @router.put("/files/acl")
+    async def put_acl(url: str, request: Request, caller: Caller = authenticated) -> Response:
+        file = await _own(service, url, caller)
+        acl = await _body(request, FileAcl)
+        await service.files.set_acl(file.key, acl)
+        return _answer(acl)
+
+    @router.post("/files/sign")
+    async def sign(url: str, request: Request, caller: Caller = authenticated) -> Response:
+        file = await _own(service, url, caller)
+        seconds = (await _body(request, Sign)).expiration_seconds
+        query = urlencode({"token": await service.tokens.reading(caller.key_id, file.key, seconds)})
+        return JSONResponse({"signed_url": f"{service.storage.url_of(file.key)}?{query}"})
+
+    @router.get("/settings")
+    async def get_settings(caller: Caller = authenticated) -> Response:
+        return _answer(await service.files.defaults(caller.key_id))
+
+    @router.put("/settings")
+    async def put_settings(request: Request, caller: Caller = authenticated) -> Response:
+        lifecycle = await _body(request, Lifecycle)
+        await service.files.set_defaults(caller.key_id, lifecycle)
+        return _answer(lifecycle)
+
+    return router
+
+
+async def may_read(service: Service, key: str, user: str | None, token: str | None = None) -> FileRecord | None:
+    """Check that somebody may read a file; answer its record, or None where it has none and is anybody's.
+
+    Args:
+        service: The gateway's tools.
+        key: The file's key.
+        user: The id of the reader's key; None without one.
+        token: From a signed URL: it overrides the ACL, not the end of the file's life.
+
+    Raises:
+        Forbidden: Its owner forbids it.
+        NotFound: It is hidden from this reader, has expired, or is not whole yet.
+        Unauthenticated: The token is no good.
+    """
+    file = await service.files.get(key)
+    if file is None:
+        return None
+    if token is not None:
+        await service.tokens.verify_reading(token, key)
+        user = file.key_id
+    decision = file.decide(user)
+    if decision == "forbid":
+        raise Forbidden("This file may not be read with this key, or without one")
+    if decision == "hide":
+        raise NotFound("No such file")
+    return file
+
+
+async def _readable(service: Service, key: str, request: Request) -> FileRecord | None:
+    try:
+        user = (await service.authenticate(request)).key_id
+    except Unauthenticated:  # a browser or player knows no keys
+        user = None
+    return await may_read(service, key, user, request.query_params.get("token"))
+
+
+async def _own(service: Service, url: str, caller: Caller) -> FileRecord:
+    """A caller's file by its URL."""
+    key = service.storage.key_of(url)
+    if key is None:
+        raise BadRequest("url must be the URL of a file on this server")
+    await service.storage.stat(key)
+    file = await service.files.get(key)
+    if file is None or file.key_id != caller.key_id or file.size is None or file.expired:
+        raise NotFound("No such file")
+    return file
+
+
+def _headers(key: str, stat: Stat, file: FileRecord | None) -> dict[str, str]:
+    content_type = file.content_type if file else guess_type(key)[0] or stat.content_type
     headers = {
-        "content-type": guess_type(key)[0] or stat.content_type,
+        "content-type": content_type,
         "accept-ranges": "bytes",
         "etag": stat.etag,
         "last-modified": formatdate(stat.modified, usegmt=True),
-        "cache-control": "public, max-age=31536000, immutable",
+        "cache-control": _cache_control(file),
         "x-content-type-options": "nosniff",
         "content-security-policy": "sandbox",
     }
-    if not stat.content_type.startswith(_PLAYABLE):
-        headers["content-disposition"] = "attachment"
+    if not _PLAYABLE.match(content_type.lower()):
+        headers["content-disposition"] = f"attachment; filename*=UTF-8''{quote(key.rpartition('/')[2], safe='')}"
     return headers
+
+
+def _cache_control(file: FileRecord | None) -> str:
+    if file is None or (file.acl is None and file.expires_at is None):
+        return "public, max-age=31536000, immutable"
+    if file.acl is not None or file.expires_at is None:
+        return "private, no-cache"
+    return f"public, max-age={max(0, int(file.expires_at - time.time()))}"
+
+
+def _answer(said: Acl | Lifecycle) -> Response:
+    return JSONResponse(said.model_dump(mode="json", by_alias=True))
+
+
+async def _body(request: Request, model: type[Model]) -> Model:
+    try:
+        return model.model_validate(await read_json(request))
+    except ValidationError as error:
+        raise InvalidInput(error.errors()) from None
 
 
 def _asked_range(request: Request, stat: Stat) -> tuple[str, str] | None:

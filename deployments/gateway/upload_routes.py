@@ -1,0 +1,274 @@
+"""Uploads, in every form that fal's clients know (``rest.fal.ai`` and the CDN: here ``/storage`` and ``/files``).
+
+    POST /storage/auth/token ──▶ CDN token ──┬─▶ POST /files/upload ─────────────▶ whole
+                                             └─▶ POST /files/upload/multipart ─┐
+    POST /storage/upload/initiate ───────────▶ PUT  <file>?token=… ────────────│─▶ whole
+    POST /storage/upload/initiate-multipart ──────────────────────────────────┤
+                       PUT <file>/multipart/<id>/<n> …, POST …/complete ◀──────┘──▶ whole
+
+A body goes to the storage as it comes. The file's row is there first, so that whatever becomes of the upload, the sweep
+finds it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, TypeVar
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field, ValidationError
+from starlette.requests import ClientDisconnect
+
+from deployments.errors import BadRequest, ClientCancelled, InvalidInput, NotFound, PayloadTooLarge, Unauthenticated
+from deployments.gateway.auth import Caller
+from deployments.gateway.service import Service
+from deployments.gateway.submission import read_json
+from deployments.queue.files import FileRecord, Lifecycle, upload_of
+from deployments.storage import new_key
+
+MOST_PARTS = 10_000
+LONGEST_NAME_BYTES = 200
+UNNAMED = "upload.bin"
+UNTYPED = "application/octet-stream"
+LIFECYCLE_HEADERS = ("x-fal-object-lifecycle", "x-fal-object-lifecycle-preference")
+
+_MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}(;[\x20-\x7e]{0,127})?", re.ASCII)
+_UNFIT = re.compile(r'[#%?*:|<>"\\]')
+
+Model = TypeVar("Model", bound=BaseModel)
+PartNumber = Annotated[int, Path(ge=1, le=MOST_PARTS)]
+
+
+class Initiate(BaseModel):
+    """The body of ``/storage/upload/initiate`` and ``initiate-multipart``."""
+
+    file_name: str | None = None
+    content_type: str | None = None
+
+
+class UploadedPart(BaseModel):
+    """One part, as the reply to it named it."""
+
+    part_number: int = Field(alias="partNumber", ge=1, le=MOST_PARTS)
+    etag: str
+
+
+class Complete(BaseModel):
+    """The body of ``complete``. The parts come in the order in which they were finished."""
+
+    parts: list[UploadedPart] = Field(min_length=1, max_length=MOST_PARTS)
+
+
+def upload_router(service: Service) -> APIRouter:
+    """The routes of uploads. It goes before the routes of files, whose paths are any."""
+    router = APIRouter()
+    uploads = Uploads(service)
+    authenticated, uploading = Depends(service.authenticate), Depends(uploads.caller)
+
+    @router.post("/storage/auth/token")
+    async def cdn_token(caller: Caller = authenticated) -> Response:
+        token, expires_at = await service.tokens.cdn(caller.key_id)
+        return JSONResponse(
+            {
+                "token": token,
+                "token_type": "Bearer",
+                "base_url": service.public_url,
+                "expires_at": expires_at.isoformat(),
+            }
+        )
+
+    @router.post("/storage/upload/initiate")
+    async def initiate(request: Request, caller: Caller = authenticated) -> Response:
+        key = await uploads.begin_named(request, caller)
+        return await uploads.initiated(key, caller, "")
+
+    @router.post("/storage/upload/initiate-multipart")
+    async def initiate_multipart(request: Request, caller: Caller = authenticated) -> Response:
+        key = await uploads.begin_named(request, caller)
+        return await uploads.initiated(key, caller, f"/multipart/{upload_of(key)}")
+
+    @router.post("/files/upload")
+    async def upload(request: Request, caller: Caller = uploading) -> Response:
+        uploads.check_length(request)
+        key = await uploads.begin_headed(request, caller)
+        try:
+            await uploads.receive(key, request)
+        except BaseException:  # nobody has been told its name
+            await service.storage.delete(key)
+            await service.files.forget([key])
+            raise
+        return JSONResponse({"access_url": service.storage.url_of(key)})
+
+    @router.post("/files/upload/multipart")
+    async def create_multipart(request: Request, caller: Caller = uploading) -> Response:
+        key = await uploads.begin_headed(request, caller)
+        return JSONResponse({"access_url": service.storage.url_of(key), "uploadId": upload_of(key)})
+
+    @router.put("/files/{key:path}/multipart/{upload_id}/{number}")
+    async def put_part(key: str, upload_id: str, number: PartNumber, request: Request) -> Response:
+        await uploads.own(key, upload_id, request)
+        uploads.check_length(request)
+        etag = await service.storage.write_part(upload_id, number, _pieces(request), service.max_upload_bytes)
+        return JSONResponse({"partNumber": number, "etag": etag}, headers={"etag": etag})
+
+    @router.post("/files/{key:path}/multipart/{upload_id}/complete")
+    async def complete(key: str, upload_id: str, request: Request) -> Response:
+        file = await uploads.own(key, upload_id, request)
+        parts = _in_order((await _body(request, Complete)).parts)
+        if file.size is None:  # else the answer to an earlier call was lost on the way
+            stat = await service.storage.join(upload_id, parts, key, service.max_upload_bytes)
+            await uploads.finish(key, stat.size)
+        return JSONResponse({"access_url": service.storage.url_of(key)})
+
+    @router.put("/files/{key:path}")
+    async def put(key: str, request: Request) -> Response:
+        await uploads.own(key, None, request)
+        uploads.check_length(request)
+        await uploads.receive(key, request)
+        return JSONResponse({"file_url": service.storage.url_of(key)})
+
+    return router
+
+
+class Uploads:
+    """What the forms of upload have in common."""
+
+    def __init__(self, service: Service) -> None:
+        """Work with the gateway's tools."""
+        self._service = service
+
+    async def caller(self, request: Request) -> Caller:
+        """Who uploads, by a CDN token or a key (a FastAPI dependency).
+
+        Raises:
+            Unauthenticated: Neither, or none that is good.
+        """
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or ":" in token:
+            return await self._service.authenticate(request)
+        return Caller(await self._service.tokens.verify_cdn(token))
+
+    async def begin_headed(self, request: Request, caller: Caller) -> str:
+        """Begin an upload that its headers describe; answer its key."""
+        name = _as_utf8(request.headers.get("x-fal-file-name"))
+        return await self._begin(request, caller, name, request.headers.get("content-type"))
+
+    async def begin_named(self, request: Request, caller: Caller) -> str:
+        """Begin an upload that its body describes; answer its key."""
+        asked = await _body(request, Initiate)
+        return await self._begin(request, caller, asked.file_name, asked.content_type)
+
+    async def _begin(self, request: Request, caller: Caller, name: str | None, content_type: str | None) -> str:
+        header = next((request.headers[name] for name in LIFECYCLE_HEADERS if name in request.headers), None)
+        lifecycle: Lifecycle = await self._service.files.lifecycle(caller.key_id, header)
+        key = new_key(clean_name(name or UNNAMED))
+        await self._service.files.begin(key, caller.key_id, media_type(content_type), lifecycle)
+        return key
+
+    async def initiated(self, key: str, caller: Caller, path: str) -> Response:
+        """Answer with an address that may be written by whoever knows it."""
+        url = self._service.storage.url_of(key)
+        query = urlencode({"token": await self._service.tokens.upload(caller.key_id, key)})
+        return JSONResponse({"upload_url": f"{url}{path}?{query}", "file_url": url})
+
+    async def own(self, key: str, upload_id: str | None, request: Request) -> FileRecord:
+        """The record of a file that this request may write.
+
+        Raises:
+            NotFound: There is no such upload, or it is somebody else's.
+            Unauthenticated: The request says nothing good of who makes it.
+        """
+        token = request.query_params.get("token")
+        if token is not None:
+            key_id = await self._service.tokens.verify_upload(token, key)
+        elif upload_id is not None:
+            key_id = (await self.caller(request)).key_id
+        else:
+            raise Unauthenticated("The signed URL of an upload is required")
+        file = await self._service.files.get(key)
+        if file is None or file.expired or file.key_id != key_id or upload_id not in (None, upload_of(key)):
+            raise NotFound("No such upload")
+        return file
+
+    def check_length(self, request: Request) -> None:
+        """Refuse a body that says itself that it is too large, before any of it is read.
+
+        Raises:
+            PayloadTooLarge: It does.
+        """
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._service.max_upload_bytes:
+            raise PayloadTooLarge(f"The file has more than {self._service.max_upload_bytes} bytes")
+
+    async def receive(self, key: str, request: Request) -> None:
+        """Store the body of a request as a file."""
+        stat = await self._service.storage.write(key, _pieces(request), self._service.max_upload_bytes)
+        await self.finish(key, stat.size)
+
+    async def finish(self, key: str, size: int) -> None:
+        """Let a file that is whole be seen.
+
+        Raises:
+            NotFound: It took so long that the upload was swept away.
+        """
+        if not await self._service.files.finish(key, size):
+            await self._service.storage.delete(key)
+            raise NotFound("No such upload")
+
+
+def clean_name(name: str) -> str:
+    """A file's name that is fit for a path: its last part, without what a shell, URL or terminal would stumble on."""
+    last = re.split(r"[/\\]", name)[-1]
+    printable = "".join(letter for letter in _UNFIT.sub("_", last) if letter.isprintable())
+    stem, dot, suffix = printable.strip(" .").rpartition(".")
+    suffix = dot + _cut(suffix, 20) if dot else _cut(suffix, LONGEST_NAME_BYTES)
+    return (_cut(stem, LONGEST_NAME_BYTES - len(suffix.encode())) + suffix).strip(" .") or UNNAMED
+
+
+def media_type(text: str | None) -> str:
+    """What a file is served as: what was said of it, where that is a media type at all."""
+    return text if text and _MEDIA_TYPE.fullmatch(text) else UNTYPED
+
+
+def _cut(text: str, length: int) -> str:
+    return text.encode()[:length].decode(errors="ignore")
+
+
+def _as_utf8(header: str | None) -> str | None:
+    """A header that was read as Latin-1, as senders of today mean it."""
+    if header is None:
+        return None
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeError:
+        return header
+
+
+def _in_order(parts: Sequence[UploadedPart]) -> list[tuple[int, str]]:
+    """Number and ETag of each part, sorted.
+
+    Raises:
+        BadRequest: A number is missing, or stands there twice.
+    """
+    ordered = sorted((part.part_number, part.etag) for part in parts)
+    if [number for number, _ in ordered] != list(range(1, len(ordered) + 1)):
+        raise BadRequest("The numbers of the parts must be 1, 2, 3 and so on, each once")
+    return ordered
+
+
+async def _pieces(request: Request) -> AsyncIterator[bytes]:
+    try:
+        async for piece in request.stream():
+            yield piece
+    except ClientDisconnect:
+        raise ClientCancelled("The caller went away during the upload") from None
+
+
+async def _body(request: Request, model: type[Model]) -> Model:
+    try:
+        return model.model_validate(await read_json(request))
+    except ValidationError as error:
+        raise InvalidInput(error.errors()) from None
