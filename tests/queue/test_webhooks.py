@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 
 from deployments.errors import InvalidInput, Unavailable
+from deployments.queue import outbox as outbox_module
 from deployments.queue.outbox import WEBHOOK_KEYS, Delivery, Outbox, Verdict, Webhook, WebhookState
 from deployments.queue.request import MAX_ATTEMPTS, InferenceRequest
 from deployments.queue.secrets import Secrets
@@ -109,8 +110,6 @@ async def seconds_until_due(store: RequestStore, request: InferenceRequest) -> f
 
 async def jwks_of(store: RequestStore) -> dict[str, Any]:
     """The keys that receivers are shown (what the gateway makes of them has its own tests)."""
-    import base64
-
     secrets = await Secrets(store.database).of(WEBHOOK_KEYS)
     keys = [Ed25519PrivateKey.from_private_bytes(secret.value).public_key().public_bytes_raw() for secret in secrets]
     return {"keys": [{"x": base64.urlsafe_b64encode(key).decode()} for key in keys]}
@@ -141,7 +140,9 @@ async def test_a_result_is_posted_signed_in_fals_form(store: RequestStore, recei
     assert await store.output(request.id) == OUTPUT
 
 
-@pytest.mark.parametrize("part", ["body", "x-fal-webhook-request-id", "x-fal-webhook-user-id"])
+@pytest.mark.parametrize(
+    "part", ["body", "x-fal-webhook-request-id", "x-fal-webhook-user-id", "x-fal-webhook-timestamp"]
+)
 async def test_what_was_tampered_with_does_not_verify(store: RequestStore, receiver: Receiver, part: str) -> None:
     request = await ended(store, receiver.url)
     async with sending(store):
@@ -422,18 +423,19 @@ async def test_two_senders_at_once_deliver_each_webhook_once(store: RequestStore
 async def test_a_receiver_gets_a_few_at_a_time_and_the_others_do_not_wait_for_it(
     store: RequestStore, receiver: Receiver
 ) -> None:
-    receiver.answers += [receiver.held] * 4
+    receiver.answers += [receiver.held] * 10
     requests = [await ended(store, receiver.url) for _ in range(10)]
-    other = await ended(store, receiver.url.replace("127.0.0.1", "localhost"))
-    async with sending(store):
-        await posts(receiver, 5)
-        assert (await settled(store, other)).state == WebhookState.DELIVERED
-        await asyncio.sleep(0.2)
-        assert (len(receiver.posts), receiver.open) == (5, 4)
-        receiver.released.set()
-        rows = [await settled(store, request) for request in requests]
+    with run_receiver() as elsewhere:
+        other = await ended(store, elsewhere.url.replace("127.0.0.1", "localhost"))
+        async with sending(store):
+            assert (await settled(store, other)).state == WebhookState.DELIVERED
+            await posts(receiver, 4)
+            await asyncio.sleep(0.2)
+            assert receiver.open == 4
+            receiver.released.set()
+            rows = [await settled(store, request) for request in requests]
     assert {row.state for row in rows} == {WebhookState.DELIVERED}
-    assert receiver.most_open <= 5
+    assert receiver.most_open == 4
 
 
 async def test_a_sender_that_is_killed_on_the_way_loses_nothing(
@@ -576,17 +578,10 @@ async def test_retries_of_a_request_are_no_retries_of_its_webhook(store: Request
 
 
 async def test_looking_for_what_is_due_uses_the_partial_index(store: RequestStore) -> None:
-    from sqlalchemy import text
-
-    from deployments.queue import outbox
-
-    query = select(webhooks.c.request_id).where(outbox._due, webhooks.c.due_at <= now()).order_by(webhooks.c.due_at)
+    query = (
+        select(webhooks.c.request_id).where(outbox_module._due, webhooks.c.due_at <= now()).order_by(webhooks.c.due_at)
+    )
     async with store.database.read() as connection:
         statement = query.compile(connection.engine, compile_kwargs={"render_postcompile": True})
         plan = (await connection.execute(text(f"EXPLAIN QUERY PLAN {statement}"))).all()
     assert "webhooks_due" in str(plan)
-
-
-def test_time_is_the_wall_clocks() -> None:
-    post = Post("/", {"x-fal-webhook-timestamp": str(int(time.time()) - 301)}, b"")
-    assert not verifies(post, {"keys": []})
