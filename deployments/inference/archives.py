@@ -25,7 +25,6 @@ from deployments.errors import (
     ArchiveFileCountBelowMinimum,
     ArchiveFileCountExceedsMaximum,
     InvalidArchive,
-    Loc,
     ServingError,
 )
 from deployments.inference.images import MAX_BYTES, open_picture
@@ -38,7 +37,6 @@ MAX_ENTRIES = 100_000
 
 ARCHIVES = [".zip", ".tar", ".tar.gz"]
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-LOC = ("body", "control_maps_data_url")
 
 _ZIP, _ZIP_ENTRY, _GZIP = b"PK", b"PK\1\2", b"\x1f\x8b"
 _ENCRYPTED = 1
@@ -55,7 +53,7 @@ class Member:
     read: Callable[[], bytes]
 
 
-def open_maps(data: bytes, most: int, loc: Loc = LOC) -> Iterator[Image.Image]:
+def open_maps(data: bytes, most: int) -> Iterator[Image.Image]:
     """The pictures in an archive, sorted by the plain code points of their full names.
 
     Hidden files, links, and whatever has another extension than those in ``EXTENSIONS`` are ignored.
@@ -63,7 +61,6 @@ def open_maps(data: bytes, most: int, loc: Loc = LOC) -> Iterator[Image.Image]:
     Args:
         data: A zip, tar or tar.gz archive.
         most: How many pictures it may hold.
-        loc: The field that the archive was given in.
 
     Returns:
         The pictures as ``open_picture`` gives them. They are decoded one by one, as the caller asks for them, since all
@@ -74,20 +71,20 @@ def open_maps(data: bytes, most: int, loc: Loc = LOC) -> Iterator[Image.Image]:
         ArchiveFileCountBelowMinimum: There is no picture in it.
         ArchiveFileCountExceedsMaximum: There are more than ``most``.
     """
-    with _invalid_if_it_fails(loc):
+    with _invalid_if_it_fails():
         members = sorted(filter(_is_picture, _members(data)), key=lambda member: member.name)
-        _check_count(len(members), most, loc)
+        _check_count(len(members), most)
         _check_sizes(members)
-    return (_open(member, loc) for member in members)
+    return map(_open, members)
 
 
-def _open(member: Member, loc: Loc) -> Image.Image:
-    with _invalid_if_it_fails(loc, f"{_printable(member.name)}: "):
+def _open(member: Member) -> Image.Image:
+    with _invalid_if_it_fails(f"{_printable(member.name)}: "):
         return open_picture(member.read())
 
 
 @contextmanager
-def _invalid_if_it_fails(loc: Loc, where: str = "") -> Iterator[None]:
+def _invalid_if_it_fails(where: str = "") -> Iterator[None]:
     """Whatever goes wrong with an archive is an ``InvalidArchive``, unless it is about the number of its files."""
     try:
         yield
@@ -95,7 +92,7 @@ def _invalid_if_it_fails(loc: Loc, where: str = "") -> Iterator[None]:
         raise
     except Exception as error:  # zipfile and tarfile may raise anything at all on broken bytes
         reason = error.message if isinstance(error, ServingError) else "The archive is broken, or none that can be read"
-        raise InvalidArchive(where + reason, loc, {"supported_extensions": ARCHIVES}) from error
+        raise InvalidArchive(where + reason, ctx={"supported_extensions": ARCHIVES}) from error
 
 
 def _members(data: bytes) -> list[Member]:
@@ -158,14 +155,14 @@ def _is_picture(member: Member) -> bool:
     return member.name.lower().endswith(EXTENSIONS) and not any(part.startswith(_NOT_OURS) for part in parts)
 
 
-def _check_count(count: int, most: int, loc: Loc) -> None:
+def _check_count(count: int, most: int) -> None:
     found = {"provided_count": count, "supported_extensions": list(EXTENSIONS)}
     if count < 1:
         message = f"The archive holds no picture ({', '.join(EXTENSIONS)})"
-        raise ArchiveFileCountBelowMinimum(message, loc, {"min_count": 1, **found})
+        raise ArchiveFileCountBelowMinimum(message, ctx={"min_count": 1, **found})
     if count > most:
         message = f"The archive holds {count} pictures; at most {most} can be used"
-        raise ArchiveFileCountExceedsMaximum(message, loc, {"max_count": most, **found})
+        raise ArchiveFileCountExceedsMaximum(message, ctx={"max_count": most, **found})
 
 
 def _check_sizes(members: list[Member]) -> None:

@@ -8,16 +8,15 @@ control_maps_data_url ─▶ a depth map for each frame ────────
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from deployments.errors import InvalidArchive
-from deployments.inference.archives import LOC as MAPS_LOC
+from deployments.errors import InvalidArchive, Loc, ModelError
 from deployments.inference.archives import MAX_ARCHIVE_BYTES, open_maps
 from deployments.inference.fetch import FileSource
-from deployments.inference.images import LOC as PICTURE_LOC
-from deployments.inference.images import MASK_LOC, MAX_BYTES, fit, fit_mask, open_mask, open_picture
+from deployments.inference.images import MAX_BYTES, fit, fit_mask, open_mask, open_picture
 from deployments.models.base import Clip, ControlledInput, ImageToVideoInput, Size, VideoInput
 
 if TYPE_CHECKING:
@@ -42,8 +41,9 @@ async def open_clip(input: ImageToVideoInput, files: FileSource, sizes: Sequence
     Raises:
         ModelError: A file cannot be had or read, or is out of bounds; ``loc`` is the field that named it.
     """
-    data = await files.get(input.image_url, PICTURE_LOC, MAX_BYTES)
-    original = await asyncio.to_thread(open_picture, data)
+    with _field("image_url") as loc:
+        data = await files.get(input.image_url, loc, MAX_BYTES)
+        original = await asyncio.to_thread(open_picture, data)
     clip = make_clip(input, await asyncio.to_thread(fit, original, sizes))
     if not isinstance(input, ControlledInput):
         return clip
@@ -56,11 +56,24 @@ async def open_clip(input: ImageToVideoInput, files: FileSource, sizes: Sequence
 
 async def _still(url: str, files: FileSource, original: Image.Image, size: Size) -> np.ndarray | None:
     """Which pixels stay; None if all may move, because such a mask asks for nothing."""
-    data = await files.get(url, MASK_LOC, MAX_BYTES)
-    still = await asyncio.to_thread(lambda: fit_mask(open_mask(data), Size(*original.size), size))
+    with _field("mask_image_url") as loc:
+        data = await files.get(url, loc, MAX_BYTES)
+        still = await asyncio.to_thread(lambda: fit_mask(open_mask(data), Size(*original.size), size))
     return still if still.any() else None
 
 
 async def _depth(url: str, files: FileSource, size: Size, most: int) -> tuple[Image.Image, ...]:
-    data = await files.get(url, MAPS_LOC, MAX_ARCHIVE_BYTES, InvalidArchive)
-    return await asyncio.to_thread(lambda: tuple(fit(map, [size]) for map in open_maps(data, most)))
+    with _field("control_maps_data_url") as loc:
+        data = await files.get(url, loc, MAX_ARCHIVE_BYTES, InvalidArchive)
+        return await asyncio.to_thread(lambda: tuple(fit(map, [size]) for map in open_maps(data, most)))
+
+
+@contextmanager
+def _field(name: str) -> Iterator[Loc]:
+    """The place of a field. Whatever is wrong with its file is told of it."""
+    loc = ("body", name)
+    try:
+        yield loc
+    except ModelError as error:
+        message, _, ctx = error.args
+        raise type(error)(message, loc, ctx) from error

@@ -17,18 +17,27 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 from PIL.ExifTags import Base
 
-from deployments.errors import ImageLoadError, ImageTooLarge, ImageTooSmall, Loc, ServingError, UnsupportedImageFormat
+from deployments.errors import ImageLoadError, ImageTooLarge, ImageTooSmall, ServingError, UnsupportedImageFormat
 from deployments.models.base import Size
 
 MAX_BYTES = 20 * 1024 * 1024
 MAX_PIXELS = 64_000_000
+MAX_SIDE = 16_384
+"""Of a picture and a mask. To decode, and to stretch, a line of a million pixels takes far more than its pixels do."""
+
 MIN_SIDE = 16
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 EXTENSIONS = [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"]
-LOC = ("body", "image_url")
-MASK_LOC = ("body", "mask_image_url")
 STAYS = 128
-"""A mask's pixel stays from this brightness on."""
+"""A mask's pixel stays from this brightness on. It is opaque, and not see-through, from as much alpha on."""
+
+SEE_THROUGH = 1 / 1000
+"""The share of a mask that is see-through on purpose. Less, as noise or a mask's round corners have it, is a spot of 24
+pixels in a clip of 1024x576: no more than the sampler blends over, 12 pixels from each side."""
+
+BRIGHT = 3 / 4
+"""The share of a mask's opaque part that makes it white paint. Soft paint in a lossy file may be dark on a sixth of
+it, along the edge. A mask with more dark paint than that says in white and in black what it means."""
 
 MAX_SCANNED_PIXELS = 10_000_000_000
 """Pixels times scans of a JPEG. A scan takes some bytes, and as long as the whole picture: 20 MB hold hours of them."""
@@ -62,35 +71,42 @@ FOREIGN = {
 }
 """Files that people take for pictures and that we do not read, by how they begin."""
 
+BEGINNING = 4096
+"""Bytes of a file that may tell its kind. An SVG drawing has comments and a document type before its first tag."""
+
 Image.MAX_IMAGE_PIXELS = None  # Pillow's limit; ours is checked on the header, and names itself
 
 
-def open_picture(data: bytes, loc: Loc = LOC) -> Image.Image:
+def open_picture(data: bytes) -> Image.Image:
     """Decode a picture: first frame, upright, sRGB, transparency over white.
 
+    White is 65535 where values have 16 bits, and 1 where they are fractions. Fractions beyond 0 and 1, and integers
+    that are signed or have 32 bits, are refused: nothing says which of them is white, and a guess would differ from one
+    depth map of a clip to the next.
+
     Raises:
-        ImageLoadError: The bytes are no picture, or a broken one.
+        ImageLoadError: The bytes are no picture, a broken one, or one without a white.
         UnsupportedImageFormat: They are a file of a format that is not in ``FORMATS``.
         ImageTooSmall: A side has fewer than ``MIN_SIDE`` pixels.
-        ImageTooLarge: It has more than ``MAX_PIXELS`` pixels; it was not decoded.
+        ImageTooLarge: It has more than ``MAX_PIXELS`` pixels, or a side more than ``MAX_SIDE``; it was not decoded.
     """
-    return _over(_decode(data, loc, MIN_SIDE), "white")
+    return _over(_decode(data, MIN_SIDE), "white")
 
 
-def open_mask(data: bytes, loc: Loc = MASK_LOC) -> Image.Image:
+def open_mask(data: bytes) -> Image.Image:
     """Decode a mask: the brightness of a picture, where black moves and white stays.
 
-    It is read as a picture is, over white, with one exception: white paint on nothing. Where a part of a mask is fully
-    transparent and all the rest bright (from ``STAYS``), it is put over black, so that what was painted stays and what
-    can be seen through moves. Black paint on nothing moves, and all around it stays, over white too. A mask without any
-    paint is white: everything stays.
+    It is read as a picture is, over white, with one exception: white paint on nothing. A mask is that if at least
+    ``SEE_THROUGH`` of it has less alpha than ``STAYS``, and at least ``BRIGHT`` of the rest is as bright as ``STAYS``.
+    It is put over black, so that what was painted stays and what can be seen through moves. Black paint on nothing
+    moves, and all around it stays, over white too. A mask without any opaque paint is white: everything stays.
 
     Raises:
-        ImageLoadError: The bytes are no picture, or a broken one.
+        ImageLoadError: The bytes are no picture, a broken one, or one without a white.
         UnsupportedImageFormat: They are a file of a format that is not in ``FORMATS``.
-        ImageTooLarge: It has more than ``MAX_PIXELS`` pixels; it was not decoded.
+        ImageTooLarge: It has more than ``MAX_PIXELS`` pixels, or a side more than ``MAX_SIDE``; it was not decoded.
     """
-    mask = _decode(data, loc, min_side=1)
+    mask = _decode(data, min_side=1)
     return _over(mask, "black" if _is_white_paint(mask) else "white").convert("L")
 
 
@@ -116,42 +132,44 @@ def fit_mask(mask: Image.Image, picture: Size, size: Size) -> np.ndarray:
     return np.asarray(fit(stretched, [size])) >= STAYS
 
 
-def _decode(data: bytes, loc: Loc, min_side: int) -> Image.Image:
+def _decode(data: bytes, min_side: int) -> Image.Image:
     """The first frame, upright, in sRGB: RGB, or RGBA where it has transparency."""
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
-        _check_size(picture, loc, min_side)
+        _check_size(picture, min_side)
         _check_scans(picture, data)
         picture.load()  # TIFF turns itself upright here, and forgets that it was turned
         return _to_srgb(_turn_upright(picture))
     except ServingError:
         raise
     except Exception as error:  # a decoder may raise anything at all on broken bytes
-        raise _refusal(data, loc) from error
+        raise _refusal(data) from error
 
 
-def _refusal(data: bytes, loc: Loc) -> ServingError:
+def _refusal(data: bytes) -> ServingError:
     readable = ", ".join(FORMATS)
     for kind, beginning in FOREIGN.items():
-        if re.match(beginning, data, re.DOTALL):
-            return UnsupportedImageFormat(f"The file is {kind}, not {readable}", loc, {"supported_formats": EXTENSIONS})
-    return ImageLoadError(f"The file is no picture that can be read ({readable})", loc)
+        if re.match(beginning, data[:BEGINNING], re.DOTALL):
+            ctx = {"supported_formats": EXTENSIONS}
+            return UnsupportedImageFormat(f"The file is {kind}, not {readable}", ctx=ctx)
+    return ImageLoadError(f"The file is no picture that can be read ({readable})")
 
 
-def _check_size(picture: Image.Image, loc: Loc, min_side: int) -> None:
+def _check_size(picture: Image.Image, min_side: int) -> None:
     width, height = picture.size
     if min(width, height) < min_side:
         limits = {"min_width": min_side, "min_height": min_side}
-        raise ImageTooSmall(f"The picture is {width}x{height}; each side needs {min_side} pixels", loc, limits)
+        raise ImageTooSmall(f"The picture is {width}x{height}; each side needs {min_side} pixels", ctx=limits)
     tags = getattr(picture, "tag_v2", {})  # a TIFF's tiles are decoded whole, and may be larger than the picture
     width, height = max(width, tags.get(Base.TileWidth, 0)), max(height, tags.get(Base.TileLength, 0))
     if width * height > MAX_PIXELS:
-        side = int(MAX_PIXELS**0.5)
-        raise ImageTooLarge(
-            f"The picture is {width}x{height}; at most {MAX_PIXELS} pixels are read",
-            loc,
-            {"max_width": side, "max_height": side},
-        )
+        raise _too_large(f"The picture is {width}x{height}; at most {MAX_PIXELS} pixels are read", int(MAX_PIXELS**0.5))
+    if max(width, height) > MAX_SIDE:
+        raise _too_large(f"The picture is {width}x{height}; a side has at most {MAX_SIDE} pixels", MAX_SIDE)
+
+
+def _too_large(message: str, side: int) -> ImageTooLarge:
+    return ImageTooLarge(message, ctx={"max_width": side, "max_height": side})
 
 
 def _check_scans(picture: Image.Image, data: bytes) -> None:
@@ -182,16 +200,25 @@ def _to_srgb(picture: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(picture: Image.Image) -> Image.Image:
-    """Pillow would clip 16 bits and fractions (whose white is 1) instead of scaling them."""
+    """Pillow would clip 16 bits and fractions instead of scaling them."""
+    if picture.mode == "I":
+        raise ImageLoadError("Its values are signed or 32-bit integers, none of them white; save it with 8 or 16 bits")
     if picture.mode == "F":
-        return picture.point(lambda value: value * 255).convert("L")
-    if not picture.mode.startswith("I"):
+        return _from_fractions(picture)
+    if not picture.mode.startswith("I;16"):
         return picture
     values = np.asarray(picture)
-    grey = Image.fromarray(np.clip(values // 256, 0, 255).astype(np.uint8))
+    grey = Image.fromarray((values // 256).astype(np.uint8))
     if "transparency" in picture.info:
         grey.putalpha(Image.fromarray(values != picture.info["transparency"]).convert("L"))
     return grey
+
+
+def _from_fractions(picture: Image.Image) -> Image.Image:
+    low, high = np.asarray(picture).min(), np.asarray(picture).max()
+    if not (low >= 0 and high <= 1):  # as NaN is not, either
+        raise ImageLoadError(f"Its values go from {low} to {high}; fractions must be from 0 (black) to 1 (white)")
+    return picture.point(lambda value: value * 255).convert("L")
 
 
 def _through(profile: bytes | None, colours: Image.Image) -> Image.Image:
@@ -216,9 +243,9 @@ def _over(picture: Image.Image, colour: str) -> Image.Image:
 
 
 def _is_white_paint(mask: Image.Image) -> bool:
-    """Whether a part of a mask is fully transparent, and all the rest bright."""
+    """Whether enough of a mask is see-through, and most of the rest bright."""
     if mask.mode == "RGB":
         return False
-    visible = np.asarray(mask.getchannel("A")) > 0
+    opaque = np.asarray(mask.getchannel("A")) >= STAYS
     bright = np.asarray(mask.convert("L")) >= STAYS
-    return bool(visible.any() and not visible.all() and bright[visible].all())
+    return bool(opaque.any() and 1 - opaque.mean() >= SEE_THROUGH and bright[opaque].mean() >= BRIGHT)

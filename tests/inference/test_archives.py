@@ -28,7 +28,6 @@ from deployments.inference.archives import MAX_ARCHIVE_BYTES, MAX_ENTRIES, open_
 from deployments.inference.images import MAX_BYTES
 from tests.inference.conftest import image_bytes
 
-LOC = ["body", "control_maps_data_url"]
 Files = Iterable[tuple[str, bytes]]
 
 
@@ -85,11 +84,10 @@ def levels(data: bytes, most: int = 25) -> list[int]:
 
 
 def refuse(data: bytes, error: type[ModelError], most: int = 25) -> dict[str, Any]:
-    """How an archive is refused. The error names its field."""
+    """How an archive is refused."""
     with pytest.raises(error) as caught:
         list(open_maps(data, most))
     [detail] = caught.value.body()["detail"]
-    assert detail["loc"] == LOC
     return dict(detail)
 
 
@@ -452,8 +450,7 @@ def test_whatever_is_wrong_with_an_archive_has_a_name(packer: str, changes: list
         data[place % len(data)] = value
     try:
         maps = list(open_maps(bytes(data[: max(0, len(data) - cut)]), 25))
-    except ModelError as error:
-        assert error.body()["detail"][0]["loc"] == LOC
+    except ModelError:
         return
     assert all(picture.mode == "RGB" for picture in maps)
 

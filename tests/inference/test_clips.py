@@ -13,9 +13,12 @@ import pytest
 from PIL import Image
 
 from deployments.errors import (
+    ArchiveFileCountBelowMinimum,
     ArchiveFileCountExceedsMaximum,
     FileDownloadError,
     ImageLoadError,
+    ImageTooLarge,
+    ImageTooSmall,
     InvalidArchive,
     ModelError,
 )
@@ -157,17 +160,26 @@ async def test_maps_are_counted(files: FileSource, count: int) -> None:
 @pytest.mark.parametrize(
     ("field", "url", "error"),
     [
+        ("image_url", "data:image/png;base64,AAAA", ImageLoadError),
+        ("image_url", "data:image/png;base64,%%%", ImageLoadError),
+        ("image_url", "http://127.0.0.1:8000/files/nothing.png", FileDownloadError),
+        ("image_url", picture_uri(Image.new("L", (8, 8))), ImageTooSmall),
+        ("mask_image_url", picture_uri(Image.new("L", (20_000, 1))), ImageTooLarge),
         ("mask_image_url", "data:image/png;base64,AAAA", ImageLoadError),
         ("mask_image_url", "data:image/png;base64,%%%", ImageLoadError),
         ("mask_image_url", "http://127.0.0.1:8000/files/nothing.png", FileDownloadError),
         ("control_maps_data_url", "data:application/zip;base64,AAAA", InvalidArchive),
         ("control_maps_data_url", "data:application/zip;base64,%%%", InvalidArchive),
         ("control_maps_data_url", "http://127.0.0.1:8000/files/nothing.zip", FileDownloadError),
+        ("control_maps_data_url", archive_uri(), ArchiveFileCountBelowMinimum),
+        ("control_maps_data_url", archive_uri(Image.new("L", (99, 99)), Image.new("L", (8, 8))), InvalidArchive),
     ],
 )
 async def test_what_is_wrong_is_told_of_the_field_that_named_it(
     files: FileSource, field: str, url: str, error: type[ModelError]
 ) -> None:
+    input = SVDInput.model_validate({"image_url": picture_uri(Image.new("RGB", (112, 64))), field: url})
+
     with pytest.raises(error) as caught:
-        await svd_clip(files, Image.new("RGB", (112, 64)), **{field: url})
+        await open_clip(input, files, (WIDE, TALL), 25)
     assert caught.value.body()["detail"][0]["loc"] == ["body", field]
