@@ -171,7 +171,10 @@ async def test_text_is_found_in_the_inputs_that_are_kept(store: RequestStore) ->
 
 
 async def test_endings_select(store: RequestStore) -> None:
-    ids = {ending: await ended(store, 100.0, status_code=code) for ending, code in zip(Ending, (200, 422, 500))}
+    ids = {
+        ending: await ended(store, 100.0, status_code=code)
+        for ending, code in zip(Ending, (200, 422, 500), strict=True)
+    }
 
     for ending, id in ids.items():
         (past,) = await Reports(store.database).outline(Selection("alice", ending=ending), 10)
@@ -191,7 +194,7 @@ async def test_load_is_what_waits_runs_and_ended_just_now(store: RequestStore) -
     (load,) = (await Reports(store.database).load()).values()
     assert (load.waiting, load.running, load.received) == (2, 1, 5)
     assert load.completed == {200: 2, 422: 1}
-    assert dict(zip((*LATENCY_SECONDS, None), load.latencies)) == dict.fromkeys((0.5, 1.0, 2.5), 1) | {
+    assert dict(zip((*LATENCY_SECONDS, None), load.latencies, strict=True)) == dict.fromkeys((0.5, 1.0, 2.5), 1) | {
         5.0: 2,
         10.0: 2,
         **dict.fromkeys((*LATENCY_SECONDS[5:], None), 3),
