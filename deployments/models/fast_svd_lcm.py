@@ -28,6 +28,8 @@ class FastSVDLCM(VideoModel):
 
     Input: ClassVar[type[VideoInput]] = FastSVDLCMInput
     title = "Fast SVD"
+    description = "Animates a picture in a few steps with a latent consistency model of Stable Video Diffusion XT."
+    tags = ("image-to-video", "fast", "lcm")
     guidance = (1.0, 1.0)
 
     def steps(self, input: VideoInput) -> int:  # noqa: D102

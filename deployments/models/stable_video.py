@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import ClassVar
 
 from pydantic import Field
@@ -20,6 +21,9 @@ class StableVideo(VideoModel):
 
     Input: ClassVar[type[VideoInput]] = StableVideoInput
     title = "Stable Video"
+    description = "Animates a picture with Stable Video Diffusion XT: 25 frames, played at the rate you ask for."
+    tags = ("image-to-video",)
+    unit_price = Decimal("0.075")
 
     def steps(self, input: VideoInput) -> int:  # noqa: D102
         return 25

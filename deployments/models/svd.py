@@ -6,6 +6,7 @@ Its result calls the video file ``image``, as fal's does.
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 from typing import ClassVar
 
 from pydantic import Field
@@ -40,6 +41,10 @@ class SVD(VideoModel):
     Input: ClassVar[type[VideoInput]] = SVDInput
     Config: ClassVar[type[EndpointConfig]] = SVDConfig
     title = "Stable Video Diffusion"
+    description = "Animates a picture. A mask says what stays still, and depth maps lead the motion."
+    tags = ("image-to-video", "mask", "depth")
+    unit = "compute second"
+    unit_price = Decimal(0)
     result_key = "image"
     config: SVDConfig
 
@@ -62,7 +67,7 @@ class SVD(VideoModel):
             raise FeatureNotSupported(f"{field} is not supported: this server has no ControlNet", ("body", field))
         return replace(plan, frames=self.control.max_maps, control=True)
 
-    def billable_units(self, gpu_seconds: float) -> float:
+    def billable_units(self, gpu_seconds: float, clips: int = 1) -> float:
         """Fal's unit for this endpoint is a compute second."""
         return gpu_seconds
 

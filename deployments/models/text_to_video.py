@@ -67,6 +67,9 @@ class TextToVideo(Endpoint):
     Input: ClassVar[type[VideoInput]] = TextToVideoInput
     Config: ClassVar[type[EndpointConfig]] = TextToVideoConfig
     title = "Fast SVD, text to video"
+    description = "Paints a picture from a prompt and animates it in a few steps."
+    category = "text-to-video"
+    tags = ("text-to-video", "fast", "lcm")
     config: TextToVideoConfig
     _pipeline: Any
 
