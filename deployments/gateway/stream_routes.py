@@ -33,7 +33,7 @@ def stream_router(service: Service) -> APIRouter:
         row, refused = await service.new_request(endpoint, caller, payload, request, retry=False)
         accepted = await service.store.submit(row, refused.failure() if refused else None)
         if refused and "application/json" in request.headers.get("accept", ""):
-            return await service.result(accepted)
+            return wire.error_response(refused)
         return StreamingResponse(
             _events(service, accepted),
             status_code=refused.status if refused else 200,  # the Python client looks at the type, not at the status

@@ -1,0 +1,123 @@
+"""Streaming runs: progress, then the output."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from deployments.models.messages import StoredFile
+from deployments.queue.request import LogLine, RequestStatus
+from tests.gateway.conftest import FAST, INPUT, OUTPUT, OWNER, PATIENCE, SVD, TEXT_TO_VIDEO, URL, Gateway, sse
+
+STREAM = f"/{SVD}/stream"
+
+
+def events_of(reply: httpx.Response) -> list[dict[str, Any]]:
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    return [json.loads(line.removeprefix("data: ")) for line in reply.text.splitlines() if line.startswith("data: ")]
+
+
+async def test_progress_comes_first_and_the_output_last(gateway: Gateway) -> None:
+    asked = asyncio.create_task(gateway.client.post(STREAM, json=INPUT))
+    attempt = await gateway.claim()
+    for step in (1, 2):
+        await gateway.store.log([LogLine(attempt.request_id, f"Step {step}/2", time.time(), progress=step / 2)])
+        await asyncio.sleep(0.15)
+    await gateway.finish(attempt)
+    reply = await asked
+
+    *progress, last = events_of(reply)
+    assert last == OUTPUT
+    assert {"status": "IN_PROGRESS", "message": "Step 1/2", "progress": 0.5} in progress
+    assert {"status": "IN_PROGRESS", "message": "Step 2/2", "progress": 1.0} in progress
+    assert reply.headers["x-fal-request-id"] == attempt.request_id
+    assert reply.status_code == 200
+
+
+async def test_a_waiting_caller_sees_the_place_in_the_queue(gateway: Gateway) -> None:
+    await gateway.submit()
+    async for event in sse(gateway.app, STREAM, "image_url=https%3A%2F%2Fexample.com%2Fa.png"):
+        assert event == {"status": "IN_QUEUE", "queue_position": 1}
+        break
+
+
+async def test_previews_are_shown_where_they_are_asked_for(gateway: Gateway) -> None:
+    asked = asyncio.create_task(gateway.client.post(f"{STREAM}?previews=5", json=INPUT))
+    attempt = await gateway.claim()
+    assert attempt.previews == 5
+    preview = StoredFile("b/123/preview.jpg", "image/jpeg", 900)
+    line = LogLine(attempt.request_id, "Preview of step 5/20", time.time(), progress=0.25, preview=preview.key)
+    await gateway.store.log([line], [(attempt.request_id, preview)])
+    await asyncio.sleep(0.15)
+    await gateway.finish(attempt)
+
+    shown = [event["preview"] for event in events_of(await asked) if "preview" in event]
+    assert shown == [{"url": f"{URL}/files/b/123/preview.jpg", "content_type": "image/jpeg"}]
+
+
+@pytest.mark.parametrize("endpoint", [FAST, TEXT_TO_VIDEO])
+async def test_the_path_is_the_whole_endpoint(gateway: Gateway, endpoint: str) -> None:
+    asked = asyncio.create_task(gateway.client.post(f"/{endpoint}/stream", json={"prompt": "a cat", **INPUT}))
+    attempt = await gateway.claim("fal-ai--fast-svd-lcm")
+    assert attempt.endpoint == endpoint
+    await gateway.finish(attempt)
+    assert events_of(await asked)[-1] == OUTPUT
+
+
+async def test_a_bad_input_is_json_for_who_reads_json_and_an_event_for_who_does_not(gateway: Gateway) -> None:
+    as_json = await gateway.client.post(STREAM, json={}, headers={"accept": "application/json, text/event-stream"})
+    assert (as_json.status_code, as_json.json()["detail"][0]["type"]) == (422, "missing")
+
+    as_event = await gateway.client.post(STREAM, json={}, headers={"accept": "text/event-stream"})
+    (event,) = events_of(as_event)
+    assert event["detail"][0]["loc"] == ["body", "image_url"]
+    assert "image_url" in event["error"]
+
+
+async def test_a_failure_on_the_way_is_the_last_event(gateway: Gateway) -> None:
+    asked = asyncio.create_task(gateway.client.post(STREAM, json=INPUT))
+    attempt = await gateway.claim()
+    await gateway.store.lose(attempt, OWNER, "the replica died")
+
+    last = events_of(await asked)[-1]
+    assert last["error_type"] == "runner_disconnected"
+    assert "the replica died" in last["error"]
+
+
+async def test_a_caller_who_goes_away_cancels_the_request(gateway: Gateway) -> None:
+    async for event in sse(gateway.app, STREAM, "image_url=https%3A%2F%2Fexample.com%2Fa.png"):
+        assert event["status"] == "IN_QUEUE"
+        break
+    async with asyncio.timeout(PATIENCE):
+        while await gateway.waiting():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_token_in_the_url_is_enough_for_its_app_alone(gateway: Gateway) -> None:
+    reply = await gateway.client.post("/tokens/", json={"allowed_apps": ["svd"], "token_expiration": 60})
+    token = reply.json()
+    async with httpx.AsyncClient(transport=gateway.client._transport, base_url=URL) as keyless:
+        assert (await keyless.post(f"/{FAST}/stream?fal_jwt_token={token}", json=INPUT)).status_code == 401
+        assert (await keyless.post(f"{STREAM}?fal_jwt_token={token}x", json=INPUT)).status_code == 401
+        assert (await keyless.post(STREAM, json=INPUT)).status_code == 401
+        asked = asyncio.create_task(keyless.post(f"{STREAM}?fal_jwt_token={token}", json=INPUT))
+        await gateway.finish(await gateway.claim())
+        assert events_of(await asked)[-1] == OUTPUT
+
+
+async def test_a_stream_of_an_unknown_endpoint_is_not_found(gateway: Gateway) -> None:
+    assert (await gateway.client.post("/fal-ai/flux/stream", json=INPUT)).status_code == 404
+
+
+async def test_a_streaming_run_is_not_retried(gateway: Gateway) -> None:
+    asked = asyncio.create_task(gateway.client.post(STREAM, json=INPUT))
+    attempt = await gateway.claim()
+    await gateway.store.lose(attempt, OWNER, "the replica died")
+    await asked
+    request = await gateway.store.get(attempt.request_id)
+    assert request and request.status == RequestStatus.COMPLETED
