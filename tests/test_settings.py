@@ -148,6 +148,7 @@ def test_variables_say_what_the_table_says(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_private_addresses_are_refused_by_default(tmp_path: Path) -> None:
     assert Settings(data_dir=tmp_path).fetch_allow_private is False
+    assert Settings(data_dir=tmp_path).webhook_allow_private is False
 
 
 def test_the_key_of_the_environment_is_the_key(tmp_path: Path) -> None:
