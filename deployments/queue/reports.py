@@ -35,7 +35,7 @@ from sqlalchemy import (
 
 from deployments.queue.database import Database, uninterrupted
 from deployments.queue.request import RequestStatus
-from deployments.queue.tables import files, keys, now, request_io, requests
+from deployments.queue.tables import keys, now, request_io, requests
 
 PERCENTILES = (50, 75, 90)
 MICRO = 1_000_000
@@ -281,18 +281,10 @@ class Reports:
         }
 
     @uninterrupted
-    async def files_of(self, request_id: str) -> list[str]:
-        """The storage keys of the files that a request made."""
-        query = select(files.c.key).where(files.c.request_id == request_id).order_by(files.c.key)
-        async with self._database.read() as connection:
-            return list((await connection.execute(query)).scalars())
-
-    @uninterrupted
-    async def erase(self, request_id: str, deleted_files: Sequence[str]) -> None:
-        """Forget the input and output of a request that has ended, and those of its files that are gone."""
+    async def erase(self, request_id: str) -> None:
+        """Forget the input and output of a request that has ended."""
         async with self._database.transaction() as connection:
             await connection.execute(delete(request_io).where(request_io.c.request_id == request_id))
-            await connection.execute(delete(files).where(files.c.key.in_(deleted_files)))
 
 
 def _buckets(edges: Sequence[float]) -> CTE:

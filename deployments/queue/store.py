@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, String, and_, delete, exists, func, insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deployments.errors import ClientCancelled, Failure, RunnerDisconnected, StartTimeout
+from deployments.errors import ClientCancelled, Failure, NotFound, RunnerDisconnected, StartTimeout
 from deployments.models.messages import Attempt, StoredFile
 from deployments.queue.database import Database, uninterrupted
 from deployments.queue.files import Lifecycle, insert_file
@@ -131,10 +131,17 @@ class RequestStore:
 
     @uninterrupted
     async def output(self, request_id: str) -> Any:
-        """The JSON body that ends a request: the model's output, or the error."""
+        """The JSON body that ends a request: the model's output, or the error.
+
+        Raises:
+            NotFound: Its owner has had it deleted.
+        """
         query = select(request_io.c.output).where(request_io.c.request_id == request_id)
         async with self.database.read() as connection:
-            return json.loads((await connection.execute(query)).scalar_one())
+            body = (await connection.execute(query)).scalar_one_or_none()
+        if body is None:
+            raise NotFound("The output of this request was deleted")
+        return json.loads(body)
 
     @uninterrupted
     async def logs(self, request_id: str, skip: int = 0) -> list[LogLine]:
