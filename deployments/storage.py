@@ -123,10 +123,10 @@ class FileStorage:
             PayloadTooLarge: Together they have more than ``max_bytes`` bytes.
             Unavailable: The storage takes nothing at the moment.
         """
-        present = {Path(meta["path"]).name: meta["e_tag"] for meta in await self._list_parts(upload)}
+        present = {(Path(meta["path"]).name, _bare(meta["e_tag"])) for meta in await self._list_parts(upload)}
         for number, etag in parts:
-            if (present.get(str(number)) or "").strip('"') != etag.strip('"'):
-                raise BadRequest(f"Part {number} was not uploaded, or has another ETag")
+            if (str(number), _bare(etag)) not in present:
+                raise _no_part(number)
         stat = await self.write(key, self._read_parts(upload, [number for number, _ in parts]), max_bytes)
         await self.discard(upload)
         return stat
@@ -185,9 +185,12 @@ class FileStorage:
     async def _read_parts(self, upload: str, numbers: Sequence[int]) -> AsyncIterator[bytes]:
         for number in numbers:
             key = f"{upload}/{number}"
-            size = (await obstore.head_async(self._parts, key))["size"]
-            async for piece in _read(self._parts, key, 0, size):
-                yield piece
+            try:
+                size = (await obstore.head_async(self._parts, key))["size"]
+                async for piece in _read(self._parts, key, 0, size):
+                    yield piece
+            except FileNotFoundError:  # another call has joined them meanwhile
+                raise _no_part(number) from None
 
 
 async def _write(store: LocalStore, key: str, pieces: AsyncIterable[bytes], max_bytes: int) -> None:
@@ -224,6 +227,14 @@ def _told_as_unavailable() -> Iterator[None]:
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"The file has more than {max_bytes} bytes")
+
+
+def _no_part(number: int) -> BadRequest:
+    return BadRequest(f"Part {number} was not uploaded, or has another ETag")
+
+
+def _bare(etag: str | None) -> str | None:
+    return etag and etag.strip('"')
 
 
 def _remove_drafts(folder: Path, name: str) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deployments.errors import NotFound
+from deployments.errors import BadRequest, NotFound, PayloadTooLarge, Unavailable
 from deployments.storage import FileStorage, new_key
 
 URL = "https://svd.example.com"
@@ -146,3 +148,150 @@ def test_no_key_is_given_twice() -> None:
 
     assert len(keys) == 100
     assert all(key.startswith("b/") and key.endswith("/clip.mp4") and len(key) > 40 for key in keys)
+
+
+# ---------------------------------------------------------------- pieces and parts
+
+
+async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+async def left_in(tmp_path: Path) -> list[str]:
+    """The files of the storage, once no draft is left: a draft that was dropped takes a moment to go."""
+    folder = tmp_path / "files"
+    async with asyncio.timeout(10):
+        while any("#" in path.name for path in folder.rglob("*")):
+            await asyncio.sleep(0.01)
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 1024 * 1024, len(CONTENT)])
+async def test_pieces_become_a_file(storage: FileStorage, size: int) -> None:
+    content = CONTENT[:size]
+    parts = [content[start : start + 70_000] for start in range(0, size, 70_000)]
+    stat = await storage.write("b/1/clip.mp4", pieces(*parts), size)
+
+    assert stat == await storage.stat("b/1/clip.mp4")
+    assert stat.size == size
+    assert await read(storage, "b/1/clip.mp4", 0, size) == content
+
+
+async def test_nothing_is_seen_before_it_is_whole(storage: FileStorage, tmp_path: Path) -> None:
+    async def watched() -> AsyncIterator[bytes]:
+        for start in range(0, len(CONTENT), 500_000):
+            yield CONTENT[start : start + 500_000]
+            with pytest.raises(NotFound):
+                await storage.stat("b/1/clip.mp4")
+
+    await storage.write("b/1/clip.mp4", watched(), len(CONTENT))
+    assert await read(storage, "b/1/clip.mp4") == CONTENT
+
+
+async def test_too_many_bytes_leave_nothing_and_the_rest_is_not_read(storage: FileStorage, tmp_path: Path) -> None:
+    async def too_many() -> AsyncIterator[bytes]:
+        yield CONTENT
+        yield b"x"
+        raise AssertionError("read on")
+
+    with pytest.raises(PayloadTooLarge, match=str(len(CONTENT))):
+        await storage.write("b/1/clip.mp4", too_many(), len(CONTENT))
+    assert await left_in(tmp_path) == []
+
+
+async def test_a_write_that_breaks_off_leaves_what_was_there(storage: FileStorage, tmp_path: Path) -> None:
+    await storage.write("b/1/clip.mp4", pieces(b"before"), 10)
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield CONTENT
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await storage.write("b/1/clip.mp4", broken(), len(CONTENT))
+    assert await left_in(tmp_path) == ["b/1/clip.mp4"]
+    assert await read(storage, "b/1/clip.mp4", 0, 6) == b"before"
+
+
+async def test_a_write_that_is_cancelled_leaves_nothing(storage: FileStorage, tmp_path: Path) -> None:
+    begun = asyncio.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield CONTENT
+        begun.set()
+        await asyncio.Event().wait()
+
+    writing = asyncio.create_task(storage.write("b/1/clip.mp4", endless(), len(CONTENT)))
+    await begun.wait()
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert await left_in(tmp_path) == []
+
+
+async def test_a_disk_that_takes_nothing_is_told_without_a_path(storage: FileStorage, tmp_path: Path) -> None:
+    (tmp_path / "files" / "b").mkdir()
+    (tmp_path / "files" / "b" / "1").write_bytes(b"")  # no directory can be made where a file is
+
+    with pytest.raises(Unavailable) as caught:
+        await storage.write("b/1/clip.mp4", pieces(CONTENT), len(CONTENT))
+    assert str(tmp_path) not in caught.value.message
+
+
+async def test_a_deleted_file_is_gone_with_its_folder(storage: FileStorage, tmp_path: Path) -> None:
+    await storage.write("b/1/clip.mp4", pieces(b"x"), 10)
+    await storage.write("b/2/clip.mp4", pieces(b"x"), 10)
+    for _ in range(2):  # the second time there is nothing to delete
+        await storage.delete("b/1/clip.mp4")
+        assert await left_in(tmp_path) == ["b/2/clip.mp4"]
+    assert not (tmp_path / "files" / "b" / "1").exists()
+
+
+async def test_deleting_takes_what_a_dead_process_had_begun(storage: FileStorage, tmp_path: Path) -> None:
+    folder = tmp_path / "files" / "b" / "1"
+    folder.mkdir(parents=True)
+    (folder / "clip [1].mp4#1").write_bytes(b"half")
+    await storage.delete("b/1/clip [1].mp4")
+    assert not folder.exists()
+
+    parts = tmp_path / "files" / ".parts" / "1"
+    parts.mkdir(parents=True)
+    (parts / "7#1").write_bytes(b"half")
+    await storage.discard("1")
+    assert not parts.exists()
+
+
+async def test_parts_are_joined_in_the_order_that_is_asked(storage: FileStorage, tmp_path: Path) -> None:
+    content = {number: CONTENT[number * 600_000 :][:600_000] for number in range(1, 4)}
+    etags = {number: await storage.write_part("1", number, pieces(content[number]), 10**7) for number in (2, 3, 1)}
+    stat = await storage.join("1", [(number, etags[number]) for number in (3, 1, 2)], "b/1/clip.mp4", 10**7)
+
+    assert stat.size == sum(map(len, content.values()))
+    assert await read(storage, "b/1/clip.mp4", 0, stat.size) == content[3] + content[1] + content[2]
+    assert await left_in(tmp_path) == ["b/1/clip.mp4"]
+
+
+async def test_a_part_that_is_not_there_joins_nothing(storage: FileStorage, tmp_path: Path) -> None:
+    etag = await storage.write_part("1", 1, pieces(b"x"), 10)
+    for parts in ([(2, etag)], [(1, etag), (2, etag)], [(1, '"other"')], [(1, "")], [(2, "")]):
+        with pytest.raises(BadRequest, match="Part"):
+            await storage.join("1", parts, "b/1/clip.mp4", 10)
+    with pytest.raises(BadRequest, match="Part"):
+        await storage.join("2", [(1, etag)], "b/1/clip.mp4", 10)
+    assert await left_in(tmp_path) == [".parts/1/1"]
+
+
+async def test_parts_keep_a_limit_together(storage: FileStorage, tmp_path: Path) -> None:
+    await storage.write_part("1", 1, pieces(b"12345"), 8)
+    with pytest.raises(PayloadTooLarge):
+        await storage.write_part("1", 2, pieces(b"1234"), 8)
+    await storage.write_part("1", 1, pieces(b"12345678"), 8)
+    await storage.write_part("2", 1, pieces(b"12345678"), 8)
+    assert await left_in(tmp_path) == [".parts/1/1", ".parts/2/1"]
+
+
+@pytest.mark.parametrize("key", [".parts/1/1", ".parts/1", ".parts"])
+async def test_parts_are_no_files(storage: FileStorage, key: str) -> None:
+    await storage.write_part("1", 1, pieces(b"x"), 10)
+    with pytest.raises(NotFound):
+        await storage.stat(key)

@@ -118,8 +118,9 @@ async def open_gateway(
     storage: FileStorage,
     endpoints: Mapping[str, Endpoint],
     not_ready: str | Exception | None = None,
+    **options: Any,
 ) -> AsyncIterator[Gateway]:
-    """A gateway for the time of a test. ``not_ready`` is what stands behind /health/ready."""
+    """A gateway for the time of a test. ``not_ready`` is what stands behind /health/ready; options are the API's."""
 
     async def open_store() -> RequestStore:
         return store
@@ -129,7 +130,7 @@ async def open_gateway(
             raise not_ready
         return not_ready
 
-    app = create_api(endpoints, open_store, storage, KEY, URL, readiness)
+    app = create_api(endpoints, open_store, storage, KEY, URL, readiness, **options)
     transport = PatientTransport(app, raise_app_exceptions=False)
     headers = {"authorization": f"Key {KEY}"}
     async with lifespan(app), httpx.AsyncClient(transport=transport, base_url=URL, headers=headers) as client:

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import asyncio
+import json
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
+from deployments.queue.files import Acl, AclRule, Files, Lifecycle
+from deployments.queue.keys import Keys
 from tests.gateway.conftest import Gateway, messages
 
 CONTENT = bytes(range(256)) * 10
@@ -244,9 +250,197 @@ async def test_an_encoded_path_leads_out_of_the_directory_for_nobody(gateway: Ga
     assert "secret" not in reply.text
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
-async def test_files_cannot_be_written(gateway: Gateway, method: str) -> None:
+@pytest.mark.parametrize(("method", "status"), [("POST", 404), ("PUT", 401), ("DELETE", 405)])
+async def test_files_cannot_be_written_without_the_token_of_an_upload(
+    gateway: Gateway, method: str, status: int
+) -> None:
     reply = await gateway.client.request(method, FILE)
 
-    assert reply.status_code == (401 if method == "PUT" else 405)  # a PUT wants the token of an upload
+    assert reply.status_code == status
     assert (await gateway.client.get(FILE)).content == CONTENT
+
+
+# ---------------------------------------------------------------- who may read, and until when
+
+OWNER = "id"
+NOBODY = {"authorization": ""}
+ACL = "/v1/storage/files/acl"
+SIGN = "/v1/storage/files/sign"
+SETTINGS = "/v1/storage/settings"
+
+
+async def own(gateway: Gateway, content_type: str = "video/mp4", owner: str = OWNER, **lifecycle: Any) -> None:
+    """Give the file of this module to a key."""
+    files = Files(gateway.store.database)
+    await files.register(KEY, owner, content_type, SIZE, Lifecycle(**lifecycle))
+
+
+async def stranger(gateway: Gateway) -> tuple[str, dict[str, str]]:
+    """The id of another key, and the header that its owner sends."""
+    key, secret = await Keys(gateway.store.database).create("other")
+    return key.id, {"authorization": f"Key {key.id}:{secret}"}
+
+
+async def statuses(gateway: Gateway, *callers: dict[str, str] | None) -> list[int]:
+    return [(await gateway.client.get(FILE, headers=headers)).status_code for headers in callers]
+
+
+async def test_the_type_that_a_file_was_given_comes_back(gateway: Gateway) -> None:
+    await own(gateway, "text/html")
+    reply = await gateway.client.get(FILE)
+    assert reply.headers["content-type"] == "text/html"
+    assert reply.headers["content-disposition"] == "attachment; filename*=UTF-8''clip.mp4"
+
+
+@pytest.mark.parametrize(("decision", "status"), [("allow", 200), ("forbid", 403), ("hide", 404)])
+async def test_an_acl_is_for_everybody_but_the_owner(gateway: Gateway, decision: Any, status: int) -> None:
+    await own(gateway, acl=Acl(default=decision))
+    _, other = await stranger(gateway)
+
+    assert await statuses(gateway, None, other, NOBODY, {"authorization": "Key wrong:key"}) == [200] + [status] * 3
+    for method in ("GET", "HEAD"):
+        headers = {**NOBODY, "range": "bytes=0-1", "if-none-match": "*"}
+        reply = await gateway.client.request(method, FILE, headers=headers)
+        assert reply.status_code == (304 if status == 200 else status)
+
+
+async def test_a_hidden_file_looks_like_none(gateway: Gateway) -> None:
+    missing = await gateway.client.get("/files/b/0123456789abcdef/none.mp4", headers=NOBODY)
+    await own(gateway, acl=Acl(default="hide"))
+    assert (await gateway.client.get(FILE, headers=NOBODY)).json() == missing.json()
+
+
+async def test_a_rule_is_for_one_user(gateway: Gateway) -> None:
+    user, other = await stranger(gateway)
+    await own(gateway, acl=Acl(default="hide", rules=(AclRule(user=user, decision="allow"),)))
+
+    assert await statuses(gateway, other, NOBODY) == [200, 404]
+
+
+async def test_what_not_everybody_may_read_is_not_cached_for_everybody(gateway: Gateway) -> None:
+    await own(gateway, acl=Acl(default="forbid"))
+    assert (await gateway.client.get(FILE)).headers["cache-control"] == "private, no-cache"
+
+
+async def test_a_file_is_cached_no_longer_than_it_lives(gateway: Gateway) -> None:
+    await own(gateway, seconds=100)
+    public, max_age = (await gateway.client.get(FILE)).headers["cache-control"].split(", max-age=")
+    assert public == "public" and 90 <= int(max_age) <= 100
+
+
+async def test_an_expired_file_is_gone(gateway: Gateway) -> None:
+    await own(gateway, seconds=1)
+    assert (await gateway.client.get(FILE)).status_code == 200
+    async with asyncio.timeout(10):
+        while (await gateway.client.get(FILE)).status_code == 200:
+            await asyncio.sleep(0.05)
+    assert await statuses(gateway, None, NOBODY) == [404, 404]
+    assert (await gateway.client.get(ACL, params={"url": f"{gateway.client.base_url}{FILE}"})).status_code == 404
+
+
+@pytest.fixture
+def url(gateway: Gateway) -> str:
+    return str(gateway.client.base_url).rstrip("/") + FILE
+
+
+async def test_an_owner_reads_and_changes_an_acl(gateway: Gateway, url: str) -> None:
+    await own(gateway)
+    assert (await gateway.client.get(ACL, params={"url": url})).json() == {"default": "allow", "rules": []}
+
+    acl = {"default": "forbid", "rules": [{"user": "bob", "decision": "allow"}]}
+    reply = await gateway.client.put(ACL, params={"url": url}, json=acl)
+    assert (reply.status_code, reply.json()) == (200, acl)
+    assert (await gateway.client.get(ACL, params={"url": url})).json() == acl
+    assert await statuses(gateway, None, NOBODY) == [200, 403]
+
+
+async def test_a_signed_url_overrides_the_acl(gateway: Gateway, url: str) -> None:
+    await own(gateway, acl=Acl(default="hide"))
+    signed = (await gateway.client.post(SIGN, params={"url": url}, json={"expiration_seconds": 60})).json()[
+        "signed_url"
+    ]
+
+    assert signed.startswith(url + "?")
+    reply = await gateway.client.get(signed, headers=NOBODY)
+    assert (reply.status_code, reply.content) == (200, CONTENT)
+    assert (await gateway.client.get(signed[:-2], headers=NOBODY)).status_code == 401
+    token = httpx.URL(signed).params["token"]
+    assert (await gateway.client.put(FILE, params={"token": token}, content=b"x")).status_code == 401
+
+
+async def test_a_signed_url_ends(gateway: Gateway, url: str) -> None:
+    await own(gateway, acl=Acl(default="hide"))
+    signed = (await gateway.client.post(SIGN, params={"url": url}, json={"expiration_seconds": 1})).json()["signed_url"]
+    async with asyncio.timeout(10):
+        while (reply := await gateway.client.get(signed, headers=NOBODY)).status_code == 200:
+            await asyncio.sleep(0.05)
+    assert (reply.status_code, reply.json()["detail"]) == (401, "The token has expired")
+
+
+async def test_a_signed_url_does_not_outlive_its_file(gateway: Gateway, url: str) -> None:
+    await own(gateway, seconds=1)
+    signed = (await gateway.client.post(SIGN, params={"url": url}, json={"expiration_seconds": 600})).json()[
+        "signed_url"
+    ]
+    async with asyncio.timeout(10):
+        while (reply := await gateway.client.get(signed)).status_code == 200:
+            await asyncio.sleep(0.05)
+    assert reply.status_code == 404
+
+
+async def test_access_is_its_owners_business(gateway: Gateway, url: str) -> None:
+    calls = [("GET", ACL, None), ("PUT", ACL, {"default": "allow"}), ("POST", SIGN, {"expiration_seconds": 60})]
+    _, other = await stranger(gateway)
+    for method, path, body in calls:  # nobody owns it yet
+        assert (await gateway.client.request(method, path, params={"url": url}, json=body)).status_code == 404
+    await own(gateway, acl=Acl(default="forbid"))
+    for method, path, body in calls:
+        reply = await gateway.client.request(method, path, params={"url": url}, json=body, headers=other)
+        assert reply.status_code == 404
+        reply = await gateway.client.request(method, path, params={"url": url}, json=body, headers=NOBODY)
+        assert reply.status_code == 401
+        reply = await gateway.client.request(method, path, params={"url": "https://example.com/a"}, json=body)
+        assert reply.status_code == 400
+        reply = await gateway.client.request(method, path, json=body)
+        assert reply.status_code == 422
+    assert await statuses(gateway, other) == [403]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", ACL, {}),
+        ("PUT", ACL, {"default": "deny"}),
+        ("PUT", ACL, {"default": "allow", "rules": [{"user": "bob"}]}),
+        ("POST", SIGN, {}),
+        ("POST", SIGN, {"expiration_seconds": 0}),
+        ("POST", SIGN, {"expiration_seconds": 604801}),
+        ("PUT", SETTINGS, {"expiration_duration_seconds": -5}),
+        ("PUT", SETTINGS, {"initial_acl": {"default": "deny"}}),
+    ],
+)
+async def test_a_malformed_wish_is_told(gateway: Gateway, url: str, method: str, path: str, body: object) -> None:
+    await own(gateway)
+    reply = await gateway.client.request(method, path, params={"url": url}, json=body)
+    assert reply.status_code == 422, reply.text
+    assert (await gateway.client.get(FILE, headers=NOBODY)).status_code == 200
+
+
+async def test_settings_are_the_defaults_of_new_files(gateway: Gateway) -> None:
+    nothing = {"expiration_duration_seconds": None, "initial_acl": None}
+    assert (await gateway.client.get(SETTINGS)).json() == nothing
+    settings = {"expiration_duration_seconds": 3600, "initial_acl": {"default": "hide", "rules": []}}
+    assert (await gateway.client.put(SETTINGS, json=settings)).json() == settings
+    assert (await gateway.client.get(SETTINGS)).json() == settings
+    _, other = await stranger(gateway)
+    assert (await gateway.client.get(SETTINGS, headers=other)).json() == nothing
+
+    async def upload(**headers: str) -> httpx.Response:
+        reply = await gateway.client.post("/files/upload", content=b"x", headers=headers)
+        return await gateway.client.get(reply.json()["access_url"], headers=NOBODY)
+
+    assert (await upload()).status_code == 404
+    allowed = json.dumps({"initial_acl": {"default": "allow"}})
+    assert (await upload(**{"X-Fal-Object-Lifecycle": allowed})).headers["cache-control"] == "private, no-cache"
+    assert (await gateway.client.put(SETTINGS, json={})).json() == nothing
+    assert (await upload()).status_code == 200

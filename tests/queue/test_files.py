@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from deployments.errors import BadRequest, NotFound
+from deployments.queue import files as files_module
+from deployments.queue.files import Acl, AclRule, Files, Lifecycle, sweep
+from deployments.queue.store import RequestStore
+from deployments.storage import FileStorage
+
+FORBID = Acl(default="forbid", rules=(AclRule(user="bob", decision="allow"), AclRule(user="eve", decision="hide")))
+
+
+@pytest.fixture
+def files(store: RequestStore) -> Files:
+    return Files(store.database)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> FileStorage:
+    return FileStorage(tmp_path / "files", "http://127.0.0.1:8000")
+
+
+async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+def test_a_lifecycle_is_read_in_fals_form() -> None:
+    text = json.dumps(
+        {
+            "expiration_duration_seconds": 3600,
+            "initial_acl": {
+                "default": "forbid",
+                "rules": [{"user": "bob", "decision": "allow"}, {"user": "eve", "decision": "hide"}],
+            },
+        }
+    )
+    lifecycle = Lifecycle.parse(text)
+    assert (lifecycle.seconds, lifecycle.acl) == (3600, FORBID)
+    assert json.loads(lifecycle.dump()) == json.loads(text)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"expiration_duration_seconds": null}', '{"expiration_duration_seconds": 0}'])
+def test_none_and_nought_are_for_ever(text: str) -> None:
+    assert Lifecycle.parse(text).seconds is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "3600",
+        "[]",
+        "{",
+        '{"expiration_duration_seconds": -1}',
+        '{"expiration_duration_seconds": "60"}',
+        '{"expiration_duration_seconds": 1.5}',
+        '{"expiration_duration_seconds": true}',
+        '{"expiration_duration_seconds": 1e99}',
+        '{"expiration_duration_seconds": 99999999999999999999}',
+        '{"initial_acl": "forbid"}',
+        '{"initial_acl": {"default": "deny"}}',
+        '{"initial_acl": {"rules": [{"user": "bob"}]}}',
+        '{"initial_acl": {"rules": [{"decision": "allow"}]}}',
+        json.dumps({"initial_acl": {"rules": [{"user": "bob", "decision": "allow"}] * 101}}),
+    ],
+)
+def test_a_malformed_lifecycle_is_refused(text: str) -> None:
+    with pytest.raises(BadRequest, match="lifecycle is malformed"):
+        Lifecycle.parse(text)
+
+
+def test_what_a_lifecycle_does_not_say_comes_from_the_default() -> None:
+    default = Lifecycle(seconds=60, acl=FORBID)
+    assert Lifecycle.parse("{}").over(default) == default
+    assert Lifecycle.parse('{"expiration_duration_seconds": 5}').over(default) == Lifecycle(seconds=5, acl=FORBID)
+    assert Lifecycle.parse('{"expiration_duration_seconds": null}').over(default) == Lifecycle(seconds=None, acl=FORBID)
+    assert Lifecycle.parse('{"initial_acl": {"default": "allow"}}').over(default) == Lifecycle(seconds=60, acl=Acl())
+
+
+async def test_readers_meet_what_the_acl_decides(files: Files) -> None:
+    await files.register("b/1/clip.mp4", "alice", "video/mp4", 5, Lifecycle(acl=FORBID), "request-1")
+    file = await files.get("b/1/clip.mp4")
+
+    assert file
+    assert {user: file.decide(user) for user in ("alice", "bob", "eve", "carol", None)} == {
+        "alice": "allow",
+        "bob": "allow",
+        "eve": "hide",
+        "carol": "forbid",
+        None: "forbid",
+    }
+    await files.set_acl("b/1/clip.mp4", Acl(default="hide"))
+    changed = await files.get("b/1/clip.mp4")
+    assert changed and [changed.decide(user) for user in ("alice", "bob", None)] == ["allow", "hide", "hide"]
+
+
+async def test_a_file_is_registered_with_what_made_it(files: Files) -> None:
+    await files.register("b/1/clip.mp4", "alice", "video/mp4", 5, Lifecycle(), "request-1")
+    await files.register("b/2/clip.mp4", "alice", "video/mp4", 6, Lifecycle(), "request-2")
+
+    (file,) = await files.of_request("request-1")
+    assert (file.key, file.key_id, file.content_type, file.size) == ("b/1/clip.mp4", "alice", "video/mp4", 5)
+    assert (file.expires_at, file.acl, file.expired) == (None, None, False)
+    assert await files.get("b/3/clip.mp4") is None
+
+
+async def test_nobody_sees_an_upload_before_it_is_finished(files: Files) -> None:
+    await files.begin("b/1/a.png", "alice", "image/png", Lifecycle(seconds=60))
+    begun = await files.get("b/1/a.png")
+    assert begun and [begun.decide(user) for user in ("alice", None)] == ["hide", "hide"]
+    assert begun.expires_at == pytest.approx(begun.created_at + files_module.UPLOAD_SECONDS, abs=1)
+
+    assert await files.finish("b/1/a.png", 7)
+    done = await files.get("b/1/a.png")
+    assert done and (done.size, done.decide(None)) == (7, "allow")
+    assert done.expires_at == pytest.approx(done.created_at + 60, abs=1)
+    assert not await files.finish("b/2/a.png", 7)
+
+
+async def test_an_upload_without_a_lifetime_is_kept_once_it_is_finished(files: Files) -> None:
+    await files.begin("b/1/a.png", "alice", "image/png", Lifecycle())
+    await files.finish("b/1/a.png", 7)
+    done = await files.get("b/1/a.png")
+    assert done and done.expires_at is None
+
+
+async def expired(files: Files, key: str) -> None:
+    async with asyncio.timeout(10):
+        while key not in await files.expired():
+            await asyncio.sleep(0.05)
+
+
+async def test_an_expired_file_is_gone_at_once_and_swept_later(files: Files, storage: FileStorage) -> None:
+    for key, seconds in (("b/1/a.png", 1), ("b/2/b.png", 3600), ("b/3/c.png", None)):
+        await storage.write(key, pieces(b"12345"), 10)
+        await files.register(key, "alice", "image/png", 5, Lifecycle(seconds=seconds))
+    await expired(files, "b/1/a.png")
+    file = await files.get("b/1/a.png")
+    assert file and file.expired and [file.decide(user) for user in ("alice", None)] == ["hide", "hide"]
+
+    assert await sweep(files, storage) == 1
+    assert await files.get("b/1/a.png") is None
+    with pytest.raises(NotFound):
+        await storage.stat("b/1/a.png")
+    for key in ("b/2/b.png", "b/3/c.png"):
+        assert await files.get(key) and (await storage.stat(key)).size == 5
+    assert await sweep(files, storage) == 0
+
+
+async def test_an_upload_that_was_given_up_is_swept_with_its_parts(
+    files: Files, storage: FileStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files_module, "UPLOAD_SECONDS", 0.5)
+    await files.begin("b/1/a.png", "alice", "image/png", Lifecycle())
+    await storage.write_part("1", 1, pieces(b"12345"), 10)
+    await expired(files, "b/1/a.png")
+
+    assert await sweep(files, storage) == 1
+    assert await files.get("b/1/a.png") is None
+    assert [path for path in (tmp_path / "files").rglob("*") if path.is_file()] == []
+
+
+async def test_a_batch_is_bounded(files: Files, storage: FileStorage) -> None:
+    for number in range(3):
+        await files.register(f"b/{number}/a", "alice", "image/png", 5, Lifecycle(seconds=1))
+    async with asyncio.timeout(10):
+        while len(await files.expired()) < 3:
+            await asyncio.sleep(0.05)
+    assert len(await files.expired(2)) == 2
+    assert await sweep(files, storage) == 3  # though no bytes were there
+
+
+async def test_defaults_are_a_keys_own(files: Files) -> None:
+    assert await files.defaults("alice") == Lifecycle()
+    await files.set_defaults("alice", Lifecycle(seconds=60))
+    await files.set_defaults("alice", Lifecycle(acl=FORBID))
+
+    assert await files.defaults("alice") == Lifecycle(acl=FORBID)
+    assert await files.defaults("bob") == Lifecycle()
+    asked = await files.lifecycle("alice", '{"expiration_duration_seconds": 5}')
+    assert (asked.seconds, asked.acl) == (5, FORBID)
+    assert await files.lifecycle("alice", None) == Lifecycle(acl=FORBID)
+    with pytest.raises(BadRequest):
+        await files.lifecycle("alice", "")
