@@ -155,7 +155,7 @@ class Connect:
     def output(self, *program: str, options: tuple[str, ...] = ()) -> Any:
         done = self.run(*program, options=options)
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return json.loads(done.stdout.splitlines()[-1])  # the deprecated client has lines of its own to say
 
 
 @pytest.fixture
@@ -757,3 +757,24 @@ def test_43_javascript_program_runs_unchanged(moved: Connect, server: Server) ->
 def test_43_program_of_the_deprecated_javascript_client_runs_unchanged(moved: Connect) -> None:
     seen = moved.output(javascript(), "connect.mjs", str(SAMPLE), "deprecated")
     assert seen["subscribed"]["video"]["url"] and seen["ran"]["image"]["url"]
+
+
+def test_43_programs_run_unchanged_by_a_hosts_file(moved: Connect, tmp_path: Path) -> None:
+    """Nothing but names and certificates: no proxy, no preload."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"127.0.0.1 localhost\n127.0.0.43 {' '.join(HOSTS)}\n")
+    elsewhere = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(hosts)]
+    if os.geteuid() != 0 or subprocess.run([*elsewhere, "true"], capture_output=True).returncode != 0:
+        pytest.skip("a hosts file and port 443 of our own take root and the right to mount")
+    with standing(moved, "--listen", "127.0.0.43:443") as served:
+        names = ("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "FAL_KEY")
+        environment = {"PATH": os.environ["PATH"]} | {name: served.exports[name] for name in names}
+        for program in (
+            [sys.executable, "-c", PYTHON_PROGRAM, str(SAMPLE), "async"],
+            [javascript(), "connect.mjs", str(SAMPLE), "current"],
+            [javascript(), "connect.mjs", str(SAMPLE), "deprecated"],
+        ):
+            command = [*elsewhere, *program]
+            done = subprocess.run(command, cwd=JS, env=environment, capture_output=True, text=True, timeout=180)
+            assert done.returncode == 0, done.stderr
+            assert "/files/b/" in done.stdout
