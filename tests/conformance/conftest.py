@@ -80,8 +80,8 @@ class Programs:
 
     def deprecated(self, code: str) -> Any:
         """Code that uses ``fal`` of @fal-ai/serverless-client."""
-        key = "fal.config({ credentials: process.env.FAL_KEY });\n"
-        return self.javascript(code, "@fal-ai/serverless-client", key)
+        configure = "fal.config({ credentials: process.env.FAL_KEY });"
+        return self.javascript(f"{configure}\n{textwrap.dedent(code)}", 'import fal from "@fal-ai/serverless-client";')
 
     def curl(self, method: str, path: str, **options: Any) -> httpx.Response:
         """One request with the server's key."""
