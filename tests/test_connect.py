@@ -735,7 +735,7 @@ print(json.dumps(sync() if sys.argv[2] == "sync" else asyncio.run(asynchronous()
 
 
 @pytest.mark.parametrize(("kind", "own_key"), [("sync", False), ("sync", True), ("async", False), ("async", True)])
-def test_43_python_program_runs_unchanged(moved: Connect, server: Server, kind: str, own_key: bool) -> None:
+def test_row_43_python_program_runs_unchanged(moved: Connect, server: Server, kind: str, own_key: bool) -> None:
     if own_key:
         moved.environment = {"FAL_KEY": server.key}
         moved.data_dir = moved.temporary / "another"
@@ -747,19 +747,19 @@ def test_43_python_program_runs_unchanged(moved: Connect, server: Server, kind: 
     assert seen["cancelled"] == "client_cancelled"
 
 
-def test_43_javascript_program_runs_unchanged(moved: Connect, server: Server) -> None:
+def test_row_43_javascript_program_runs_unchanged(moved: Connect, server: Server) -> None:
     seen = moved.output(javascript(), "connect.mjs", str(SAMPLE), "current")
     assert seen["subscribed"]["seed"] == 7 and seen["last"] == "COMPLETED" and seen["requestId"]
     assert seen["ran"]["image"]["url"].startswith(f"{server.url}/files/")
     assert seen["size"] == seen["ran"]["image"]["file_size"]
 
 
-def test_43_program_of_the_deprecated_javascript_client_runs_unchanged(moved: Connect) -> None:
+def test_row_43_program_of_the_deprecated_javascript_client_runs_unchanged(moved: Connect) -> None:
     seen = moved.output(javascript(), "connect.mjs", str(SAMPLE), "deprecated")
     assert seen["subscribed"]["video"]["url"] and seen["ran"]["image"]["url"]
 
 
-def test_43_programs_run_unchanged_by_a_hosts_file(moved: Connect, tmp_path: Path) -> None:
+def test_row_43_programs_run_unchanged_by_a_hosts_file(moved: Connect, tmp_path: Path) -> None:
     """Nothing but names and certificates: no proxy, no preload."""
     hosts = tmp_path / "hosts"
     hosts.write_text(f"127.0.0.1 localhost\n127.0.0.43 {' '.join(HOSTS)}\n")
@@ -778,3 +778,31 @@ def test_43_programs_run_unchanged_by_a_hosts_file(moved: Connect, tmp_path: Pat
             done = subprocess.run(command, cwd=JS, env=environment, capture_output=True, text=True, timeout=180)
             assert done.returncode == 0, done.stderr
             assert "/files/b/" in done.stdout
+
+
+PYTHON_UPLOADS = """
+import json, sys
+import fal_client, httpx
+
+data = open(sys.argv[1], "rb").read()
+urls = [fal_client.upload(data, "image/jpeg"), fal_client.upload(data, "image/jpeg", repository="fal")]
+arguments = {"image_url": urls[0], "steps": 2}
+with fal_client.realtime("fal-ai/fast-svd-lcm") as connection:
+    connection.send(arguments)
+    result = connection.recv()
+streamed = list(fal_client.stream("fal-ai/fast-svd-lcm", arguments=arguments))[-1]
+same = [httpx.get(url).content == data for url in urls]
+print(json.dumps({"urls": urls, "same": same, "realtime": result, "stream": streamed}))
+"""
+
+
+def test_row_43_python_uploads_streams_and_realtime(moved: Connect, server: Server) -> None:
+    seen = moved.output(sys.executable, "-c", PYTHON_UPLOADS, str(SAMPLE))
+    assert all(url.startswith(f"{server.url}/files/") for url in seen["urls"]) and seen["same"] == [True, True]
+    assert seen["realtime"]["video"]["url"] and seen["stream"]["video"]["url"]
+
+
+def test_row_43_javascript_uploads_and_realtime(moved: Connect) -> None:
+    uploads = moved.output(javascript(), "connect.mjs", str(SAMPLE), "uploads")
+    assert uploads["sizes"] == [SAMPLE.stat().st_size] * 2 and uploads["data"]["image"]["url"]
+    assert moved.output(javascript(), "connect.mjs", str(SAMPLE), "realtime")["video"]["url"]
