@@ -366,12 +366,13 @@ async def test_of_a_huge_answer_little_is_read(store: RequestStore, receiver: Re
 
 async def test_an_answer_that_does_not_end_counts_by_its_status(store: RequestStore, receiver: Receiver) -> None:
     def answer(handler: BaseHTTPRequestHandler) -> None:
-        status(200, **{"content-length": "10"})(handler)
-        receiver.released.wait(20)
+        status(200, **{"content-length": "1000"})(handler)
+        while not receiver.released.wait(0.1):
+            handler.wfile.write(b"x")
 
     receiver.answers.append(answer)
     request = await ended(store, receiver.url)
-    async with sending(store, attempt_seconds=0.5):
+    async with sending(store, attempt_seconds=0.5), asyncio.timeout(5):
         row = await settled(store, request)
     assert (row.state, row.attempts) == (WebhookState.DELIVERED, 1)
 
@@ -436,6 +437,15 @@ async def test_a_receiver_gets_a_few_at_a_time_and_the_others_do_not_wait_for_it
             rows = [await settled(store, request) for request in requests]
     assert {row.state for row in rows} == {WebhookState.DELIVERED}
     assert receiver.most_open == 4
+
+
+async def test_a_long_backlog_of_one_receiver_hides_no_other(store: RequestStore) -> None:
+    outbox = Outbox(store.database)
+    for _ in range(5):
+        await ended(store, "http://busy.test/")
+    other = await ended(store, "http://idle.test/")
+    assert [each.host for each in await outbox.claim({"busy.test": 1}, 2, 3, 60)] == ["busy.test"]
+    assert [each.request.id for each in await outbox.claim({"busy.test": 2}, 2, 3, 60)] == [other.id]
 
 
 async def test_a_sender_that_is_killed_on_the_way_loses_nothing(
