@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import asyncio
+import json
+from typing import Any
+
+import httpx
 import pytest
 from sqlalchemy import select
 
 from deployments.gateway.submission import MAX_KEPT_BYTES
-from deployments.queue.tables import request_io
-from tests.gateway.conftest import Gateway
+from deployments.models.messages import StoredFile
+from deployments.queue.files import Files
+from deployments.queue.store import Outcome
+from deployments.queue.tables import request_io, requests
+from tests.gateway.conftest import INPUT, OUTPUT, OWNER, SVD, Gateway
 
 
 @pytest.mark.parametrize(("length", "kept"), [(10, True), (MAX_KEPT_BYTES, False)])
@@ -15,3 +23,106 @@ async def test_of_a_refused_input_no_more_than_a_little_is_kept(gateway: Gateway
     async with gateway.store.database.read() as connection:
         query = select(request_io.c.input).where(request_io.c.request_id == request_id)
         assert ("ignored" in (await connection.execute(query)).scalar_one()) is kept
+
+
+# ---------------------------------------------------------------- what headers and query say of a request
+
+
+async def row_of(gateway: Gateway, request_id: str) -> Any:
+    async with gateway.store.database.read() as connection:
+        return (await connection.execute(select(requests).where(requests.c.id == request_id))).one()
+
+
+async def submit(gateway: Gateway, query: str = "", **headers: str) -> httpx.Response:
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    return await gateway.client.post(f"/queue/{SVD}{query}", json=INPUT, headers=sent)
+
+
+async def test_a_second_submit_with_an_idempotency_key_is_the_first_request(gateway: Gateway) -> None:
+    first, second = [(await submit(gateway, idempotency_key="abc")).json() for _ in range(2)]
+    other = (await submit(gateway, idempotency_key="abd")).json()
+
+    assert first["request_id"] == second["request_id"] != other["request_id"]
+    assert await gateway.waiting() == 2
+
+
+async def test_many_submits_at_once_with_one_key_are_one_request(gateway: Gateway) -> None:
+    replies = await asyncio.gather(*(submit(gateway, idempotency_key="abc") for _ in range(8)))
+    assert len({reply.json()["request_id"] for reply in replies}) == 1
+    assert await gateway.waiting() == 1
+
+
+async def test_a_synchronous_run_with_a_key_that_was_used_gives_the_same_result(gateway: Gateway) -> None:
+    request_id = (await submit(gateway, idempotency_key="abc")).json()["request_id"]
+    await gateway.finish(await gateway.claim())
+    reply = await gateway.client.post(f"/{SVD}", json=INPUT, headers={"idempotency-key": "abc"})
+    assert (reply.json(), reply.headers["x-fal-request-id"]) == (OUTPUT, request_id)
+
+
+async def test_hint_store_io_lifecycle_and_previews_are_kept_with_the_request(gateway: Gateway) -> None:
+    lifecycle = '{"expiration_duration_seconds": 60, "initial_acl": {"default": "forbid"}}'
+    reply = await submit(
+        gateway,
+        "?previews=5",
+        x_fal_runner_hint="lora1",
+        x_fal_store_io="0",
+        x_fal_object_lifecycle_preference=lifecycle,
+    )
+    row = await row_of(gateway, reply.json()["request_id"])
+
+    assert (row.runner_hint, row.store_io, row.previews) == ("lora1", False, 5)
+    assert json.loads(row.lifecycle)["expiration_duration_seconds"] == 60
+
+
+async def test_by_default_nothing_is_asked_of_a_request(gateway: Gateway) -> None:
+    row = await row_of(gateway, (await submit(gateway)).json()["request_id"])
+    assert (row.runner_hint, row.store_io, row.previews, row.lifecycle, row.idempotency_key) == (
+        None,
+        True,
+        0,
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "headers"),
+    [
+        ("?previews=often", {}),
+        ("?previews=-1", {}),
+        ("", {"idempotency_key": "x" * 256}),
+        ("", {"x_fal_runner_hint": "x" * 256}),
+        ("", {"x_fal_object_lifecycle_preference": "soon"}),
+        ("", {"x_fal_object_lifecycle_preference": '{"expiration_duration_seconds": "soon"}'}),
+    ],
+)
+async def test_what_cannot_be_understood_is_refused_before_anything_is_accepted(
+    gateway: Gateway, query: str, headers: dict[str, str]
+) -> None:
+    reply = await submit(gateway, query, **headers)
+    assert (reply.status_code, reply.json()["error_type"]) == (400, "bad_request")
+    assert await gateway.waiting() == 0
+
+
+async def test_without_store_io_the_input_goes_with_the_end_and_the_result_can_be_had(gateway: Gateway) -> None:
+    request_id = (await submit(gateway, x_fal_store_io="0")).json()["request_id"]
+    await gateway.finish(await gateway.claim())
+
+    async with gateway.store.database.read() as connection:
+        query = select(request_io.c.input).where(request_io.c.request_id == request_id)
+        assert (await connection.execute(query)).scalar_one() == "null"
+    assert (await gateway.client.get(f"/queue/{SVD}/requests/{request_id}")).json() == OUTPUT
+
+
+async def test_the_files_of_a_request_live_as_it_asked(gateway: Gateway) -> None:
+    lifecycle = '{"expiration_duration_seconds": 3600, "initial_acl": {"default": "hide"}}'
+    request_id = (await submit(gateway, x_fal_object_lifecycle_preference=lifecycle)).json()["request_id"]
+    attempt = await gateway.claim()
+    made = StoredFile("b/0123/clip.mp4", "video/mp4", 1234)
+    assert await gateway.store.complete(attempt, OWNER, Outcome(200, OUTPUT, files=(made,)))
+
+    (record,) = await Files(gateway.store.database).of_request(request_id)
+    assert (record.key, record.content_type, record.size) == ("b/0123/clip.mp4", "video/mp4", 1234)
+    assert record.expires_at and 3590 < record.expires_at - record.created_at <= 3600
+    assert record.decide(None) == "hide"
+    assert record.decide(record.key_id) == "allow"

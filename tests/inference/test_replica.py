@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
+import io
 import json
 import subprocess
 import threading
@@ -540,6 +542,38 @@ async def test_closing_the_generator_ends_the_asking(replica: VideoReplica, call
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1), callers.asked:
             await callers.asked.wait()
+
+
+# ---------------------------------------------------------------- previews
+
+
+class ShowingModel(DrawnModel):
+    """Shows each clip that asks a frame of its colour after the first step."""
+
+    def generate(self, clips: Sequence[Clip], steps: int, keep: Keep) -> list[np.ndarray | None]:
+        for clip in clips:
+            if clip.previews:
+                clip.show(clip.previews, draw(clip)[0])
+        return super().generate(clips, steps, keep)
+
+
+async def test_a_preview_is_stored_and_told_of_to_who_asked_alone(storage: FileStorage, callers: Callers) -> None:
+    replica = make_replica(ShowingModel(), storage, callers)
+    asking = dataclasses.replace(attempt("a", steps=20), previews=5)
+    events = await run(replica, asking, attempt("b", steps=20))
+
+    (shown,) = [event for event in events if isinstance(event, Progress) and event.preview]
+    assert (shown.request_ids, shown.message, shown.fraction) == (("a",), "Preview of step 5/20", 0.25)
+    assert shown.preview and shown.preview.content_type == "image/jpeg"
+    data = b"".join([piece async for piece in storage.read(shown.preview.key, 0, shown.preview.size)])
+    assert Image.open(io.BytesIO(data)).size == (112, 64)
+
+
+async def test_a_finished_clip_names_its_file(replica: VideoReplica, storage: FileStorage) -> None:
+    (finished,) = [event for event in await run(replica, attempt("a")) if isinstance(event, Finished)]
+    (file,) = finished.files
+    assert (await storage.stat(file.key)).size == file.size == finished.output["video"]["file_size"]
+    assert file.content_type == "video/mp4"
 
 
 # ---------------------------------------------------------------- overlap

@@ -23,7 +23,7 @@ from deployments.models.base import FRAMES, Clip, ControlNetConfig, Size, VideoC
 from deployments.models.checkpoints import Checkpoint, CheckpointError, controlnet_part, svd_parts
 from deployments.models.networks import DepthControlNet
 from deployments.models.sampler import SVDSampler, to_uint8
-from deployments.models.schedules import Schedule, euler_schedule, lcm_schedule
+from deployments.models.schedules import EulerSchedule, Schedule, euler_schedule, lcm_schedule
 from deployments.models.stable_video import StableVideo
 from deployments.models.vision import Normalisation
 
@@ -639,3 +639,31 @@ def test_a_decoder_out_of_memory_says_so_and_leaves_the_sampler_whole(
         patch.setattr(sampler.vae, "decode", refuse)
         sampler.sample(CLIPS[:1], euler_schedule(1), GUIDED, keep_all)
     assert sample_one(sampler, CLIPS[0], 1).shape == (FRAMES, HEIGHT, WIDTH, 3)
+
+
+# ---------------------------------------------------------------- previews
+
+
+def test_who_asks_sees_the_middle_frame_each_so_many_steps_and_gets_the_same_clip(sampler: SVDSampler) -> None:
+    shown: list[tuple[int, np.ndarray]] = []
+    watched = replace(CLIPS[0], previews=2, show=lambda done, frame: shown.append((done, frame)))
+    plain, seen = (
+        sampler.sample([clip, CLIPS[1]], euler_schedule(6), GUIDED, keep_all) for clip in (CLIPS[0], watched)
+    )
+
+    assert [done for done, _ in shown] == [2, 4]
+    assert all(frame.shape == (HEIGHT, WIDTH, 3) and frame.dtype == np.uint8 for _, frame in shown)
+    assert np.array_equal(plain[0], seen[0])  # type: ignore[arg-type]
+    assert not np.array_equal(shown[0][1], shown[1][1])
+
+
+def test_a_preview_is_what_the_network_guesses_the_clean_clip_to_be(sampler: SVDSampler) -> None:
+    """Which is what the clip would be, were this step the last."""
+    shown: list[np.ndarray] = []
+    clip = replace(CLIPS[0], previews=1, show=lambda done, frame: shown.append(frame))
+    sampler.denoise([clip], EulerSchedule((700.0, 0.5, 0.0)), GUIDED, keep_all)
+    ended = sampler.denoise([CLIPS[0]], EulerSchedule((700.0, 0.0)), GUIDED, keep_all)[0]
+
+    middle = to_uint8(sampler.decode(ended[FRAMES // 2 : FRAMES // 2 + 1]))[0]
+    assert len(shown) == 1  # the last step's guess is the clip itself
+    assert np.abs(shown[0].astype(int) - middle).max() <= 1
