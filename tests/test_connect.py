@@ -403,6 +403,28 @@ def test_signals_reach_the_program_and_nothing_is_left(connect: Connect, number:
         socket.create_connection(("127.0.0.1", int(proxy.rpartition(":")[2])))
 
 
+def test_a_key_that_is_pressed_interrupts_the_program_once(connect: Connect) -> None:
+    """A terminal tells everybody in its foreground, the program included."""
+    program = """
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+os.kill(os.getppid(), signal.SIGSTOP)  # so that two signals do not become one
+print("ready", flush=True)
+signal.sigwait([signal.SIGINT])
+os.kill(os.getppid(), signal.SIGCONT)
+print("interrupted again" if signal.sigtimedwait([signal.SIGINT], 1) else "interrupted once", flush=True)
+"""
+    in_terminal = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"
+    command = [sys.executable, "-c", in_terminal, *connect.command(sys.executable, "-c", program)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, env=connect.settings(), text=True, **pipes) as terminal:  # type: ignore[call-overload]
+        assert terminal.stdin is not None and terminal.stdout is not None
+        assert terminal.stdout.readline().strip() == "ready"
+        terminal.stdin.write("\x03")
+        terminal.stdin.flush()
+        assert "interrupted once" in terminal.stdout.readline()
+
+
 def test_a_server_that_cannot_be_reached_is_said_before_and_told_to_the_client(connect: Connect) -> None:
     connect.url = f"http://127.0.0.1:{free_port()}"
     program = """
