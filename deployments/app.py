@@ -66,6 +66,8 @@ def build_app(args: AppArgs) -> Application:
             Readiness(),
             poll_hold_seconds=settings.poll_hold_seconds,
             max_upload_bytes=settings.max_upload_bytes,
+            webhook_ip_ranges=[str(network) for network in settings.webhook_ip_ranges],
+            runners=count_replicas,
         )
 
     return serve.deployment(name=GATEWAY)(serve.ingress(build_api)()).bind(dispatcher)
@@ -90,6 +92,16 @@ def open_storage() -> FileStorage:
     """The file storage that the environment names."""
     settings = Settings()
     return FileStorage.open(settings.storage_url, settings.public_url)
+
+
+async def count_replicas() -> Mapping[str, Mapping[str, int]]:
+    """For each deployment of the application that asks, how many replicas are in each of Serve's states."""
+    status = await asyncio.to_thread(serve.status)
+    deployments = status.applications[serve.get_replica_context().app_name].deployments
+    return {
+        name: {str(state.value): count for state, count in deployment.replica_states.items()}
+        for name, deployment in deployments.items()
+    }
 
 
 async def find_abandoned(attempts: Mapping[str, int]) -> set[str]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ImportString, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ImportString, IPvAnyNetwork, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from deployments.models.base import Endpoint, VideoModel
 
@@ -49,6 +49,11 @@ class AppArgs(BaseModel):
         return self
 
 
+def _split(text: object) -> object:
+    """Values that a variable holds with commas between them."""
+    return [part.strip() for part in text.split(",")] if isinstance(text, str) else text
+
+
 class Settings(BaseSettings):
     """Secrets and addresses, from ``SVD_…`` variables."""
 
@@ -62,7 +67,9 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(1024**3, ge=1, description="How large an uploaded file may be.")
     fetch_allow_private: bool = Field(False, description="Let `image_url` name private addresses and any port.")
     webhook_allow_private: bool = Field(False, description="Let `fal_webhook` name private addresses and any port.")
-
+    webhook_ip_ranges: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="Where webhooks come from, in CIDR notation with commas between; `/v1/meta` tells it."
+    )
     poll_hold_seconds: float = Field(
         1.0, ge=0, le=30, description="How long a status is held back that its caller has been told already; 0, not."
     )

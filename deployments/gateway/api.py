@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exception_handlers import request_validation_exception_handler
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from deployments.errors import InternalError, ServingError
-from deployments.gateway import wire
+from deployments.errors import InternalError, InvalidInput, ServingError
+from deployments.gateway import platform, wire
 from deployments.gateway.auth import Authenticator
+from deployments.gateway.document_routes import document_router
 from deployments.gateway.file_routes import access_router, file_router
 from deployments.gateway.hosts import FalHosts, RequestIds
+from deployments.gateway.load_routes import Runners, no_runners
 from deployments.gateway.page_routes import page_router
+from deployments.gateway.platform_routes import platform_router
 from deployments.gateway.polls import Polls
 from deployments.gateway.queue_routes import queue_router
 from deployments.gateway.realtime_routes import realtime_router
@@ -32,6 +37,7 @@ from deployments.gateway.webhook_routes import webhook_router
 from deployments.models.base import Endpoint
 from deployments.queue.files import SWEEP_BATCH, Files, sweep
 from deployments.queue.keys import Keys
+from deployments.queue.reports import Reports
 from deployments.queue.secrets import Secrets
 from deployments.queue.store import RequestStore
 from deployments.queue.watch import Changes, Positions
@@ -63,6 +69,8 @@ def create_api(
     not_ready: NotReady,
     poll_hold_seconds: float = 1.0,
     max_upload_bytes: int = 1024**3,
+    webhook_ip_ranges: Sequence[str] = (),
+    runners: Runners = no_runners,
 ) -> ASGIApp:
     """The gateway's HTTP application.
 
@@ -75,6 +83,8 @@ def create_api(
         not_ready: Behind ``/health/ready``.
         poll_hold_seconds: How long a poll is held that would be told nothing new.
         max_upload_bytes: How large an uploaded file may be.
+        webhook_ip_ranges: Where webhooks come from, in CIDR notation.
+        runners: Counts the replicas of each deployment.
     """
 
     @asynccontextmanager
@@ -86,22 +96,25 @@ def create_api(
             endpoints=endpoints,
             authenticate=Authenticator(key, keys),
             keys=keys,
+            reports=Reports(store.database),
             store=store,
             storage=storage,
             files=Files(store.database),
             tokens=Tokens(Secrets(store.database)),
             positions=positions,
             changes=changes,
-            polls=Polls(store, changes, positions, poll_hold_seconds),
+            polls=Polls(changes, positions, poll_hold_seconds),
             public_url=public_url,
             max_upload_bytes=max_upload_bytes,
         )
         for router in (
             _health_router(store, not_ready),
-            page_router(service),
+            document_router(service),
+            page_router(service),  # after the documents: it takes every path below /models
             upload_router(service),
             file_router(service),  # after the uploads: it takes every path below /files
             access_router(service),
+            platform_router(service, webhook_ip_ranges, runners),  # after it: this takes every path below /v1
             token_router(service.authenticate, service.tokens),
             queue_router(service),
             webhook_router(service),
@@ -118,7 +131,7 @@ def create_api(
         await store.close()
 
     app = FastAPI(title="svd-serve", lifespan=lifespan, openapi_url=None)
-    _add_error_handlers(app)
+    _add_error_handlers(app, f"{public_url}/docs/llms.txt")
     # Around the application rather than inside it, so that the answer to an unexpected error passes them too.
     return RequestIds(CORSMiddleware(FalHosts(app), **CORS))
 
@@ -151,12 +164,23 @@ def _health_router(store: RequestStore, not_ready: NotReady) -> APIRouter:
     return router
 
 
-def _add_error_handlers(app: FastAPI) -> None:
+def _add_error_handlers(app: FastAPI, docs_url: str) -> None:
+    def answer(request: Request, error: ServingError) -> Response:
+        if request.url.path.startswith(platform.PREFIX):
+            return platform.error_response(error, docs_url)
+        return wire.error_response(error)
+
     @app.exception_handler(ServingError)
     async def serving_error(request: Request, error: ServingError) -> Response:
         if error.status >= 500:
             logger.error("%s %s: %s", request.method, request.url.path, error, exc_info=error.__cause__)
-        return wire.error_response(error)
+        return answer(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid_request(request: Request, error: RequestValidationError) -> Response:
+        if request.url.path.startswith(platform.PREFIX):
+            return answer(request, InvalidInput([{**each, "loc": each["loc"][1:]} for each in error.errors()]))
+        return await request_validation_exception_handler(request, error)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -165,4 +189,4 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return wire.error_response(InternalError("Internal error"))
+        return answer(request, InternalError("Internal error"))

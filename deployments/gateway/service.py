@@ -20,6 +20,7 @@ from deployments.gateway.wire import request_urls, result_response
 from deployments.models.base import Endpoint
 from deployments.queue.files import Files
 from deployments.queue.keys import Keys
+from deployments.queue.reports import Reports
 from deployments.queue.request import InferenceRequest, NewRequest
 from deployments.queue.store import RequestStore
 from deployments.queue.watch import Changes, Positions
@@ -35,6 +36,7 @@ class Service:
     endpoints: Mapping[str, Endpoint]
     authenticate: Authenticator
     keys: Keys
+    reports: Reports
     store: RequestStore
     storage: FileStorage
     files: Files
@@ -108,4 +110,9 @@ class Service:
 
 def app_of(request: InferenceRequest) -> str:
     """``owner/alias`` of a request's endpoint."""
-    return "/".join(request.endpoint.split("/")[:2])
+    return app_id(request.endpoint)
+
+
+def app_id(endpoint_id: str) -> str:
+    """``owner/alias`` of an endpoint."""
+    return "/".join(endpoint_id.split("/")[:2])

@@ -33,7 +33,7 @@ PRESETS = {
 Preset = Literal["square_hd", "square", "portrait_4_3", "portrait_16_9", "landscape_4_3", "landscape_16_9"]
 
 
-class VideoSize(BaseModel):
+class ImageSize(BaseModel):
     """A size of the caller's own, in pixels. Rounded to what the networks can make."""
 
     width: int = Field(512, gt=0, le=14142)
@@ -43,8 +43,13 @@ class VideoSize(BaseModel):
 class TextToVideoInput(FastInput, VideoInput):
     """The input of fal-ai/fast-svd-lcm/text-to-video."""
 
-    prompt: str = Field(min_length=1, max_length=LONGEST_PROMPT, description="What the video should show.")
-    video_size: Preset | VideoSize = Field(
+    prompt: str = Field(
+        min_length=1,
+        max_length=LONGEST_PROMPT,
+        description="What the video should show.",
+        examples=["A red boat on a calm lake at sunrise"],
+    )
+    video_size: Preset | ImageSize = Field(
         "landscape_16_9", description="A named size, or width and height in pixels.", union_mode="left_to_right"
     )
 

@@ -43,6 +43,8 @@ LATENCY_SECONDS = (0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 10
 """Upper bounds of the buckets of ``Load.latencies``; the last one has none."""
 
 RECENT_SECONDS = 60.0
+EVER = (0.0, 1e11)
+"""The edges of all time, in one bucket."""
 
 _columns = requests.c
 _duration = _columns.finished_at - _columns.started_at
@@ -100,7 +102,7 @@ class Selection:
 
     def conditions(self) -> list[ColumnElement[bool]]:
         """The same in SQL."""
-        found = [_columns.finished_at.is_not(None)]
+        found: list[ColumnElement[bool]] = [_columns.finished_at.is_not(None)]
         if self.key_id is not None:
             found.append(_columns.key_id == self.key_id)
         if self.endpoints:
