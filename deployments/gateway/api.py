@@ -128,6 +128,7 @@ def create_api(
         sweeper.cancel()
         with suppress(asyncio.CancelledError):
             await sweeper
+        await changes.close()
         await store.close()
 
     app = FastAPI(title="svd-serve", lifespan=lifespan, openapi_url=None)

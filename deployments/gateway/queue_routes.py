@@ -33,11 +33,11 @@ def queue_router(service: Service) -> APIRouter:
 
     @router.get("/{path:path}/requests/{request_id}/status")
     async def status(path: str, request_id: str, logs: str = "0", caller: Caller = authenticated) -> Response:
-        request = await service.request(path, request_id, caller)
+        with_logs = logs.lower() in TRUE
+        who = (caller.key_id, path, request_id, with_logs)
+        request = await service.polls.look(who, lambda: service.request(path, request_id, caller), with_logs)
         if request is None:
             return _unknown(request_id)
-        with_logs = logs.lower() in TRUE
-        request = await service.polls.hold(request, with_logs)
         return JSONResponse(await _status(service, request, with_logs), headers={wire.REQUEST_ID: request_id})
 
     @router.get("/{path:path}/requests/{request_id}/status/stream")
@@ -97,7 +97,7 @@ async def _status(service: Service, request: InferenceRequest, with_logs: bool, 
 async def _stream(service: Service, request: InferenceRequest, with_logs: bool) -> AsyncIterator[str]:
     """Server-sent events: the status now and whenever it changes, each with only the log lines that are new."""
     last: dict[str, Any] = {}
-    version: Version | None = None
+    version = Version.of(request)
     seen, quiet_since = 0, time.monotonic()
     while True:
         body = await _status(service, request, with_logs, seen)

@@ -34,8 +34,9 @@ def stream_router(service: Service) -> APIRouter:
         accepted = await service.store.submit(row, refused.failure() if refused else None)
         if refused and "application/json" in request.headers.get("accept", ""):
             return wire.error_response(refused)
+        started = await service.store.get(accepted.id) or accepted  # a refused one has ended by now
         return StreamingResponse(
-            _events(service, accepted),
+            _events(service, started),
             status_code=refused.status if refused else 200,  # the Python client looks at the type, not at the status
             media_type="text/event-stream",
             headers={wire.REQUEST_ID: accepted.id, "cache-control": "no-store"},
@@ -45,9 +46,11 @@ def stream_router(service: Service) -> APIRouter:
 
 
 async def _events(service: Service, request: InferenceRequest) -> AsyncIterator[str]:
-    version: Version | None = None
+    version = Version.of(request)
     seen = 0
     try:
+        if request.status == RequestStatus.IN_QUEUE:
+            yield wire.event(await _waiting(service, request))
         while request.status != RequestStatus.COMPLETED:
             before, version = version, await service.changes.since(request.id, version, KEEPALIVE_SECONDS)
             if version == before:
@@ -67,9 +70,12 @@ async def _events(service: Service, request: InferenceRequest) -> AsyncIterator[
 async def _progress(service: Service, request: InferenceRequest, lines: list[LogLine]) -> list[dict[str, Any]]:
     """What is new: the place in the queue, or what the log tells of the work."""
     if request.status == RequestStatus.IN_QUEUE:
-        return [{"status": request.status, "queue_position": await service.positions.ahead(request)}]
-    bodies = [{"status": "IN_PROGRESS", **_shown(service, line)} for line in lines]
-    return bodies if lines or request.status == RequestStatus.COMPLETED else [{"status": request.status}]
+        return [await _waiting(service, request)]
+    return [{"status": "IN_PROGRESS", **_shown(service, line)} for line in lines]
+
+
+async def _waiting(service: Service, request: InferenceRequest) -> dict[str, Any]:
+    return {"status": request.status, "queue_position": await service.positions.ahead(request)}
 
 
 def _shown(service: Service, line: LogLine) -> dict[str, Any]:

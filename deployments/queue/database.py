@@ -53,7 +53,9 @@ def uninterrupted(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Co
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            await asyncio.gather(asyncio.shield(task), return_exceptions=True)
+            while not task.done():  # some frameworks cancel again and again until they are obeyed
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([task])
             raise
 
     return call

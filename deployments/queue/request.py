@@ -139,6 +139,11 @@ class Version(NamedTuple):
     attempt: int
     last_line: int
 
+    @classmethod
+    def of(cls, request: InferenceRequest) -> Self:
+        """A request's version as far as its row tells: as if its log were empty."""
+        return cls(request.status, request.attempt, last_line=0)
+
 
 class Cancelled(StrEnum):
     """What cancelling a request came to, in fal's words."""

@@ -60,12 +60,24 @@ class Changes:
         """Return when the request has ended."""
         await self._wait_for(request_id, lambda version: version.status == RequestStatus.COMPLETED)
 
-    async def since(self, request_id: str, seen: Version | None, seconds: float) -> Version | None:
-        """Return the request's version as soon as it differs from ``seen``, or ``seen`` after so many seconds."""
+    async def since(self, request_id: str, seen: Version, seconds: float, *, lines: bool = True) -> Version:
+        """Return the request's version as soon as it differs from ``seen``, or ``seen`` after so many seconds.
+
+        Without ``lines``, a new line in its log makes no difference.
+        """
+        old = seen if lines else seen._replace(last_line=0)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                return await self._wait_for(request_id, lambda version: version != seen)
+                return await self._wait_for(
+                    request_id, lambda version: (version if lines else version._replace(last_line=0)) != old
+                )
         return seen
+
+    async def close(self) -> None:
+        """Look no more, before the store is closed."""
+        if self._watcher:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
 
     async def _wait_for(self, request_id: str, is_it: Callable[[Version], bool]) -> Version:
         async with self._watching(request_id), self._changed:

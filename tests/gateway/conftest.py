@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,14 +172,16 @@ async def messages(app: ASGIApp, path: str, query: str = "", method: str = "GET"
         await serving
     finally:
         serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
 
 
 async def sse(app: ASGIApp, path: str, query: str = "") -> AsyncIterator[dict[str, Any]]:
     """The server-sent events of one request, as they come."""
-    async for message in messages(app, path, query):
-        for line in message.get("body", b"").decode().splitlines():
-            if line.startswith("data: "):
-                yield json.loads(line.removeprefix("data: "))
+    async with aclosing(messages(app, path, query)) as sent:
+        async for message in sent:
+            for line in message.get("body", b"").decode().splitlines():
+                if line.startswith("data: "):
+                    yield json.loads(line.removeprefix("data: "))
 
 
 @pytest.fixture

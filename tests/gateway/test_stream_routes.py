@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from contextlib import aclosing
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from deployments.queue.request import LogLine, RequestStatus
 from tests.gateway.conftest import FAST, INPUT, OUTPUT, OWNER, PATIENCE, SVD, TEXT_TO_VIDEO, URL, Gateway, sse
 
 STREAM = f"/{SVD}/stream"
+PICTURE = "image_url=https%3A%2F%2Fexample.com%2Fa.png"
 
 
 def events_of(reply: httpx.Response) -> list[dict[str, Any]]:
@@ -41,9 +43,8 @@ async def test_progress_comes_first_and_the_output_last(gateway: Gateway) -> Non
 
 async def test_a_waiting_caller_sees_the_place_in_the_queue(gateway: Gateway) -> None:
     await gateway.submit()
-    async for event in sse(gateway.app, STREAM, "image_url=https%3A%2F%2Fexample.com%2Fa.png"):
-        assert event == {"status": "IN_QUEUE", "queue_position": 1}
-        break
+    async with aclosing(sse(gateway.app, STREAM, PICTURE)) as events:
+        assert await anext(events) == {"status": "IN_QUEUE", "queue_position": 1}
 
 
 async def test_previews_are_shown_where_they_are_asked_for(gateway: Gateway) -> None:
@@ -90,9 +91,8 @@ async def test_a_failure_on_the_way_is_the_last_event(gateway: Gateway) -> None:
 
 
 async def test_a_caller_who_goes_away_cancels_the_request(gateway: Gateway) -> None:
-    async for event in sse(gateway.app, STREAM, "image_url=https%3A%2F%2Fexample.com%2Fa.png"):
-        assert event["status"] == "IN_QUEUE"
-        break
+    async with aclosing(sse(gateway.app, STREAM, PICTURE)) as events:
+        assert (await anext(events))["status"] == "IN_QUEUE"
     async with asyncio.timeout(PATIENCE):
         while await gateway.waiting():
             await asyncio.sleep(0.01)
