@@ -122,7 +122,7 @@ def _model_router(service: Service) -> APIRouter:
 
     @router.get("")
     async def models(query: Annotated[ModelsQuery, Query()], request: Request) -> Response:
-        if "authorization" in request.headers:  # it is optional here, not ignored
+        if request.headers.get("authorization"):  # it is optional here, not ignored
             await service.authenticate(request)
         found = [endpoint for endpoint in service.endpoints.values() if query.wants(endpoint)]
         page, rest = query.cut(found)
