@@ -52,6 +52,7 @@ SERVICE_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.gateway.backpressure:proxy_middlewares",
     "TQDM_DISABLE": "1",  # loaders draw progress bars, which are no logs
     "TRANSFORMERS_VERBOSITY": "error",
 }
@@ -362,6 +363,7 @@ def point_fal_client_at(url: str) -> None:
 
     fal.RUN_URL_FORMAT = f"{url}/"
     fal.QUEUE_URL_FORMAT = f"{url}/queue/"
+    fal.REST_URL = fal.CDN_URL = url
 
 
 # ---------------------------------------------------------------- weights

@@ -40,7 +40,7 @@ RATES = {"fal-ai/stable-video": 12, "fal-ai/svd": 25, "fal-ai/fast-svd-lcm": 10,
 
 @pytest.fixture
 def fal(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[fal_client.SyncClient]:
-    for name in ("RUN_URL_FORMAT", "QUEUE_URL_FORMAT"):
+    for name in ("RUN_URL_FORMAT", "QUEUE_URL_FORMAT", "REST_URL", "CDN_URL"):
         monkeypatch.setattr(fal_client.client, name, getattr(fal_client.client, name))  # restored afterwards
     point_fal_client_at(server.url)
     client = fal_client.SyncClient(key=server.key)
