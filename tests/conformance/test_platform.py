@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import html
 import json
+import re
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.conformance.conftest import Programs
+from tests.conformance.conftest import JS, Programs
+from tests.conftest import need
 
 Python = Callable[[str], Any]
 JavaScript = Callable[..., Any]
@@ -51,15 +57,28 @@ def refusing_twice(upstream: str) -> Iterator[tuple[str, list[int]]]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as port:
+        yield f"http://127.0.0.1:{port}", answered
+
+
+@contextmanager
+def serving(server: ThreadingHTTPServer) -> Iterator[int]:
+    """A server that runs for a while; its port."""
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", answered
+        yield server.server_port
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class QuietFiles(SimpleHTTPRequestHandler):
+    """A directory's files."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
 
 
 def test_row_37_keys(python: Python, programs: Programs) -> None:
@@ -206,3 +225,55 @@ def test_row_50_the_deprecated_client(deprecated: Python) -> None:
     assert seen["status"] in ("IN_QUEUE", "IN_PROGRESS")
     assert httpx.get(seen["url"]).content == b"old"
     assert json.dumps(seen)
+
+
+def test_row_41_the_official_server_proxy(programs: Programs) -> None:
+    result = programs.javascript(
+        """
+        const app = express();
+        app.use(express.json());
+        app.all(route, handler);
+        const server = app.listen(0, "127.0.0.1");
+        await new Promise((resolve) => server.once("listening", resolve));
+        const url = `http://127.0.0.1:${server.address().port}${route}`;
+        fal.config({ proxyUrl: { url, when: "always" } });
+        const { data } = await fal.subscribe("fal-ai/svd", { input: { image_url: picture, steps: 1 } });
+        tell(data);
+        server.close(); server.closeAllConnections();""",
+        imports="""
+import { fal } from "@fal-ai/client"; import express from "express";
+import { handler, route } from "@fal-ai/server-proxy/express";""",
+    )
+    assert set(result) == {"image", "seed"}
+
+
+PAGE = """<!doctype html><title>waiting</title><script src="client.js"></script><script>
+const [server, key, picture] = ["{server}", "{key}", "{picture}"];
+client.fal.config({{ credentials: key, proxyUrl: {{ url: server + "/api/fal/proxy", when: "always" }} }});
+(async () => {{
+  const upload = await client.fal.storage.upload(new Blob(["from a page"], {{ type: "text/plain" }}));
+  const seen = await client.fal.subscribe("fal-ai/svd", {{ input: {{ image_url: picture, steps: 1 }}, logs: true }});
+  const file = await (await fetch(upload)).text();
+  document.body.textContent = "TOLD " + JSON.stringify({{ requestId: seen.requestId, data: seen.data, file }});
+}})().catch((error) => {{ document.body.textContent = "TOLD " + JSON.stringify({{ error: String(error) }}); }});
+</script><body></body>"""
+
+
+def test_row_42_a_page_of_another_origin(programs: Programs, tmp_path: Path) -> None:
+    bundle = [str(JS / "node_modules" / ".bin" / "esbuild"), "@fal-ai/client", "--bundle", "--format=iife"]
+    script = [*bundle, "--global-name=client", f"--outfile={tmp_path / 'client.js'}"]
+    subprocess.run(script, cwd=JS, check=True, capture_output=True)
+    server = programs.server
+    (tmp_path / "page.html").write_text(PAGE.format(server=server.url, key=server.key, picture=programs.picture))
+    handler = functools.partial(QuietFiles, directory=str(tmp_path))
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as port:
+        browser = [need("chromium"), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=60000"]
+        folder = f"--user-data-dir={tmp_path / 'profile'}"
+        page = [*browser, folder, "--dump-dom", f"http://127.0.0.1:{port}/page.html"]
+        shown = subprocess.run(page, capture_output=True, text=True, timeout=120).stdout
+    told = re.search(r"TOLD (\{.*\})", shown)
+    assert told, shown[-2000:]
+    seen = json.loads(html.unescape(told[1]))
+    assert seen.get("file") == "from a page", seen
+    assert len(seen["requestId"]) == 36
+    assert "image" in seen["data"]
