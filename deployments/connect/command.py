@@ -114,7 +114,8 @@ def _listener(stated: str) -> socket.socket:
     if not host or port is None:
         raise ValueError("--listen is written HOST:PORT")
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=socket.SOMAXCONN)
     except OSError as error:
         raise OSError(f"cannot listen on {stated}: {error.strerror}") from error
 
