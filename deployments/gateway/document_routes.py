@@ -181,11 +181,23 @@ def _name(reference: Mapping[str, Any]) -> str:
 
 
 def _example(schema: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """An input with these fields, as far as they have a value to show."""
+    """An input with these fields, as far as they have a value to show; a required one is shown anyhow."""
+    required = schema.get("required", [])
     fields = {name: schema["properties"][name] for name in schema["x-fal-order-properties"] if name in names}
     shown = {name: field.get("example", field.get("default")) for name, field in fields.items()}
-    required = schema.get("required", [])
-    return {name: value for name, value in shown.items() if value is not None or name in required}
+    return {
+        name: _filler(fields[name]) if value is None else value
+        for name, value in shown.items()
+        if value is not None or name in required
+    }
+
+
+def _filler(field: Mapping[str, Any]) -> Any:
+    """A value for a field of which no example is given."""
+    choice = _choices(field)[0]
+    if "enum" in choice:
+        return choice["enum"][0]
+    return {"integer": 1, "number": 1.0, "boolean": True, "array": [], "object": {}}.get(choice.get("type", ""), "…")
 
 
 def _answer(endpoint: Endpoint, public_url: str) -> dict[str, Any]:
@@ -242,7 +254,8 @@ def _json(value: Any) -> str:
 
 
 def _python(value: Mapping[str, Any]) -> str:
-    fields = "".join(f"    {json.dumps(name)}: {field!r},\n" for name, field in value.items())
+    texts = {name: json.dumps(field) if isinstance(field, str) else repr(field) for name, field in value.items()}
+    fields = "".join(f"    {json.dumps(name)}: {text},\n" for name, text in texts.items())
     return f"{{\n{fields}}}"
 
 

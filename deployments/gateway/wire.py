@@ -56,7 +56,7 @@ def result_response(request: InferenceRequest, body: Any, units: float) -> JSONR
     if request.error_type:
         headers = _error_headers(request.error_type if "error_type" in body else None)
     else:
-        headers = {BILLABLE_UNITS: f"{units:g}"}
+        headers = {BILLABLE_UNITS: f"{units:.6f}".rstrip("0").rstrip(".")}
     return JSONResponse(body, request.status_code or 200, {REQUEST_ID: request.id, **headers})
 
 
