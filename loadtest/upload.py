@@ -44,26 +44,30 @@ def main() -> None:
             for upload in forms.values():
                 upload(small_file(Path(folder)))  # what is loaded with the first request is idle too
             memories = {role: Memory(find_process(server.pid, title)) for role, title in PROCESSES.items()}
-            for name, upload in forms.items():
-                measure(memories, f"{options.megabytes} MB, {name}", functools.partial(upload, source), digest)
+            urls = [
+                measure(memories, f"up: {name}", functools.partial(upload, source)) for name, upload in forms.items()
+            ]
+            hashes = [measure(memories, "down again", functools.partial(hash_of, url)) for url in urls]
+            assert hashes == [digest] * len(urls), "what came back is not what was sent"
         finally:
             server.terminate()
             server.wait()
 
 
-def measure(memories: Mapping[str, Memory], name: str, upload: Callable[[], str], digest: str) -> None:
-    """Upload once; print how far the processes' memory went above what it was before the first upload."""
+def measure(memories: Mapping[str, Memory], name: str, call: Callable[[], str]) -> str:
+    """Print how far a call takes the processes' memory above what it was before the first; answer what it answers."""
     for memory in memories.values():
         memory.forget_peak()
     began = time.perf_counter()
-    url = upload()
+    answer = call()
     seconds = time.perf_counter() - began
     peaks = {role: memory.above_idle() / 1e6 for role, memory in memories.items()}
-    assert hash_of(url) == digest, "what came back is not what was sent"
+    aim = f"(aim: below {AIM_MB})" if name.startswith("up") else ""
     print(
-        f"{name:40} {seconds:5.1f} s   gateway {peaks['gateway']:6.1f} MB above idle (aim: below {AIM_MB})   "
+        f"{name:40} {seconds:5.1f} s   gateway {peaks['gateway']:6.1f} MB above idle {aim:17} "
         f"proxy {peaks['proxy']:6.1f} MB"
     )
+    return answer
 
 
 class Uploads:
