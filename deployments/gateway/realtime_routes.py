@@ -26,6 +26,8 @@ IDLE_SECONDS = 90.0
 """A connection without inputs is closed after this long; clients open it again with their next input."""
 
 MOST_BUFFERED = 60
+MOST_BUFFERED_BYTES = 32 * 1024 * 1024
+"""Of the inputs that wait on one connection: room for the largest picture that is read, as a data URI."""
 
 
 class Frame(NamedTuple):
@@ -86,6 +88,7 @@ class Connection:
         self._caller = caller
         self._most = max_buffering
         self._frames: asyncio.Queue[Frame] = asyncio.Queue()
+        self._buffered = 0
 
     async def serve(self) -> None:
         """Answer inputs until either side closes the connection."""
@@ -95,18 +98,24 @@ class Connection:
                 message = await self._socket.receive()
                 if message["type"] == "websocket.disconnect":
                     return
-                if self._frames.qsize() >= self._most:
-                    self._frames.get_nowait()
-                self._frames.put_nowait(Frame(message.get("bytes") or message.get("text") or ""))
+                self._put(Frame(message.get("bytes") or message.get("text") or ""))
         finally:
             answering.cancel()
             await asyncio.gather(answering, return_exceptions=True)
+
+    def _put(self, frame: Frame) -> None:
+        """Buffer an input; the oldest fall out until it has room."""
+        self._buffered += len(frame.data)
+        while self._frames.qsize() >= self._most or (self._buffered > MOST_BUFFERED_BYTES and self._frames.qsize()):
+            self._buffered -= len(self._frames.get_nowait().data)
+        self._frames.put_nowait(frame)
 
     async def _answer_all(self) -> None:
         try:
             while True:
                 async with asyncio.timeout(IDLE_SECONDS):
                     frame = await self._frames.get()
+                self._buffered -= len(frame.data)
                 await self._answer(frame)
         except TimeoutError:
             await self._complain("TIMEOUT", "no inputs, reconnect when needed!")

@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, String, and_, delete, exists, func, insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deployments.errors import ClientCancelled, Failure, NotFound, RunnerDisconnected, StartTimeout
+from deployments.errors import BadRequest, ClientCancelled, Failure, NotFound, RunnerDisconnected, StartTimeout
 from deployments.models.messages import Attempt, StoredFile
 from deployments.queue.database import Database, uninterrupted
 from deployments.queue.files import Lifecycle, insert_file
@@ -96,6 +96,9 @@ class RequestStore:
         """Accept a request. With ``ended`` it is recorded as one that has failed already (a bad input).
 
         A second submit with a caller's idempotency key answers with the first one's request.
+
+        Raises:
+            BadRequest: That one was to another endpoint.
         """
         try:
             return await self._submit(new, ended)
@@ -103,7 +106,9 @@ class RequestStore:
             earlier = await self._submitted_with(new)
             if earlier is None:
                 raise
-            return earlier
+        if earlier.endpoint != new.endpoint:
+            raise BadRequest(f"This Idempotency-Key was used for {earlier.endpoint}")
+        return earlier
 
     async def _submitted_with(self, new: NewRequest) -> InferenceRequest | None:
         mine = and_(_columns.key_id == new.key_id, _columns.idempotency_key == new.idempotency_key)

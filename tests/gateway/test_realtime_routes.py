@@ -111,6 +111,23 @@ async def test_the_oldest_inputs_fall_out_of_a_full_buffer(gateway: Gateway) -> 
     assert answered == [0, 4, 5]
 
 
+async def test_large_inputs_that_wait_are_bounded_in_bytes(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(realtime_routes, "MOST_BUFFERED_BYTES", 5000)
+    async with connect(gateway) as socket:
+        await accepted(socket)
+        socket.send({**INPUT, "request_id": 0})
+        first = await gateway.claim()
+        for number in range(1, 5):
+            socket.send({**INPUT, "request_id": number, "ignored": "x" * 2000})
+        await asyncio.sleep(0.1)
+        await gateway.finish(first)
+        answered = [(await socket.frame())["request_id"]]
+        for _ in range(2):
+            await gateway.finish(await gateway.claim())
+            answered.append((await socket.frame())["request_id"])
+    assert answered == [0, 3, 4]
+
+
 @pytest.mark.parametrize("data", [{"bytes": b"\xc1"}, {"bytes": msgpack.packb([1])}, {"text": "{"}, {"text": "5"}])
 async def test_a_frame_that_is_no_map_is_an_error_and_the_next_is_served(
     gateway: Gateway, data: dict[str, Any]

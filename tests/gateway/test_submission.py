@@ -13,7 +13,7 @@ from deployments.models.messages import StoredFile
 from deployments.queue.files import Files
 from deployments.queue.store import Outcome
 from deployments.queue.tables import request_io, requests
-from tests.gateway.conftest import INPUT, OUTPUT, OWNER, SVD, Gateway
+from tests.gateway.conftest import FAST, INPUT, OUTPUT, OWNER, SVD, Gateway
 
 
 @pytest.mark.parametrize(("length", "kept"), [(10, True), (MAX_KEPT_BYTES, False)])
@@ -44,6 +44,13 @@ async def test_a_second_submit_with_an_idempotency_key_is_the_first_request(gate
 
     assert first["request_id"] == second["request_id"] != other["request_id"]
     assert await gateway.waiting() == 2
+
+
+async def test_an_idempotency_key_belongs_to_one_endpoint(gateway: Gateway) -> None:
+    await submit(gateway, idempotency_key="abc")
+    reply = await gateway.client.post(f"/queue/{FAST}", json=INPUT, headers={"idempotency-key": "abc"})
+    assert (reply.status_code, reply.json()["error_type"]) == (400, "bad_request")
+    assert SVD in reply.json()["detail"]
 
 
 async def test_many_submits_at_once_with_one_key_are_one_request(gateway: Gateway) -> None:
