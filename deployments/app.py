@@ -98,8 +98,8 @@ async def count_replicas() -> Mapping[str, Mapping[str, int]]:
     """For each deployment of the application that asks, how many replicas are in each of Serve's states."""
     status = await asyncio.to_thread(serve.status)
     deployments = status.applications[serve.get_replica_context().app_name].deployments
-    return {
-        name: {str(state.value): count for state, count in deployment.replica_states.items()}
+    return {  # Serve declares an enum here and gives its values
+        name: {str(getattr(state, "value", state)): count for state, count in deployment.replica_states.items()}
         for name, deployment in deployments.items()
     }
 

@@ -204,15 +204,15 @@ def _usage_results(service: Service, rows: Iterable[Used], by_key: bool) -> list
 async def _analytics(service: Service, query: SeriesQuery, caller: Caller) -> dict[str, Any]:
     parts = _check_expand(query, ("time_series", "summary", *_COUNTS, *_TIMES))
     metrics = (parts - {"time_series", "summary"}) or {"request_count"}
-    edges = _edges(query)
+    edges, timed = _edges(query), not metrics.isdisjoint(_TIMES)
     selection = Selection(caller.sees, query.endpoint_id)
 
     def tell(rows: list[Speed]) -> list[dict[str, Any]]:
         return [_metrics(speed, metrics) for speed in rows]
 
-    answer = _series(query, edges, await service.reports.speed(selection, edges), tell)
+    answer = _series(query, edges, await service.reports.speed(selection, edges, timed), tell)
     if "summary" in parts:
-        answer["summary"] = tell(await service.reports.speed(selection, [edges[0], edges[-1]]))
+        answer["summary"] = tell(await service.reports.speed(selection, [edges[0], edges[-1]], timed))
     return answer
 
 

@@ -216,8 +216,8 @@ class Reports:
         return [Used(**{**row._mapping, "gpu_micros": int(row.gpu_micros)}) for row in rows]
 
     @uninterrupted
-    async def speed(self, selection: Selection, edges: Sequence[float]) -> list[Speed]:
-        """How everything went that ended between each two edges, by endpoint."""
+    async def speed(self, selection: Selection, edges: Sequence[float], timed: bool = True) -> list[Speed]:
+        """How everything went that ended between each two edges, by endpoint; with percentiles where ``timed``."""
         buckets = _buckets(edges)
         ended = (
             select(buckets.c.number.label("bucket"), _columns.endpoint, _columns.status_code)
@@ -227,7 +227,8 @@ class Reports:
         )
         async with self._database.read() as connection:
             counted = (await connection.execute(_counted(ended))).all()
-            ranked = {(row.bucket, row.endpoint): row for row in await connection.execute(_percentiles(ended))}
+            timings = (await connection.execute(_percentiles(ended))).all() if timed else []
+        ranked = {(row.bucket, row.endpoint): row for row in timings}
         return [_speed(row, ranked.get((row.bucket, row.endpoint))) for row in counted]
 
     @uninterrupted

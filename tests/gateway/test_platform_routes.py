@@ -17,6 +17,7 @@ from deployments.queue.files import Files, Lifecycle
 from deployments.queue.keys import Keys, Scope
 from deployments.queue.store import RequestStore
 from deployments.storage import FileStorage
+from tests.conftest import Server
 from tests.gateway.conftest import (
     FAST,
     INPUT,
@@ -711,6 +712,20 @@ async def test_metrics_tell_what_every_application_does(store: RequestStore, sto
     assert metrics["request_latency", (svd, ("le", "+Inf"))] == 2
     states = {state: metrics["runners", (svd, ("state", state))] for state in ("idle", "running", "pending")}
     assert states == {"idle": 2, "running": 1, "pending": 1}
+
+
+def test_a_running_service_counts_its_replicas(server: Server) -> None:
+    headers = {"authorization": f"Key {server.key}"}
+    reply = httpx.get(f"{server.url}/v1/serverless/metrics", headers=headers, timeout=30)
+    runners = {
+        sample.labels["application"]: sample.value
+        for family in text_string_to_metric_families(reply.text)
+        for sample in family.samples
+        if family.name == "fal_app_runners" and sample.labels["state"] in ("idle", "running")
+        if sample.value
+    }
+
+    assert runners == {STABLE_VIDEO: 1, SVD: 1, FAST: 2}  # the fast one's application has a painter too
 
 
 async def test_metrics_are_read_once_in_ten_seconds(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
