@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field, ValidationError
 
-from deployments.errors import BadRequest, Forbidden, InvalidInput, NotFound, Unauthenticated
+from deployments.errors import BadRequest, InvalidInput, NotFound, Unauthenticated
 from deployments.gateway.auth import Caller
 from deployments.gateway.service import Service
 from deployments.gateway.submission import read_json
@@ -100,40 +100,12 @@ def access_router(service: Service) -> APIRouter:
     return router
 
 
-async def may_read(service: Service, key: str, user: str | None, token: str | None = None) -> FileRecord | None:
-    """Check that somebody may read a file; answer its record, or None where it has none and is anybody's.
-
-    Args:
-        service: The gateway's tools.
-        key: The file's key.
-        user: The id of the reader's key; None without one.
-        token: From a signed URL: it overrides the ACL, not the end of the file's life.
-
-    Raises:
-        Forbidden: Its owner forbids it.
-        NotFound: It is hidden from this reader, has expired, or is not whole yet.
-        Unauthenticated: The token is no good.
-    """
-    file = await service.files.get(key)
-    if file is None:
-        return None
-    if token is not None:
-        await service.tokens.verify_reading(token, key)
-        user = file.key_id
-    decision = file.decide(user)
-    if decision == "forbid":
-        raise Forbidden("This file may not be read with this key, or without one")
-    if decision == "hide":
-        raise NotFound("No such file")
-    return file
-
-
 async def _readable(service: Service, key: str, request: Request) -> FileRecord | None:
     try:
         user = (await service.authenticate(request)).key_id
     except Unauthenticated:  # a browser or player knows no keys
         user = None
-    return await may_read(service, key, user, request.query_params.get("token"))
+    return await service.may_read(key, user, request.query_params.get("token"))
 
 
 async def _own(service: Service, url: str, caller: Caller) -> FileRecord:

@@ -7,18 +7,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from fastapi import Response
 from starlette.requests import HTTPConnection
 
-from deployments.errors import NotFound, ServingError
+from deployments.errors import FileDownloadError, Forbidden, NotFound, ServingError, Unauthenticated
 from deployments.gateway.auth import Authenticator, Caller
 from deployments.gateway.polls import Polls
 from deployments.gateway.submission import new_request
 from deployments.gateway.tokens import Tokens
 from deployments.gateway.wire import request_urls, result_response
 from deployments.models.base import Endpoint
-from deployments.queue.files import Files
+from deployments.queue.files import FileRecord, Files
 from deployments.queue.keys import Keys
 from deployments.queue.reports import Reports
 from deployments.queue.request import InferenceRequest, NewRequest
@@ -79,10 +80,50 @@ class Service:
     async def new_request(
         self, endpoint: Endpoint, caller: Caller, payload: Any, connection: HTTPConnection, *, retry: bool
     ) -> tuple[NewRequest, ServingError | None]:
-        """As ``submission.new_request``, with its files living as their owner wants it."""
+        """As ``submission.new_request``, with its files living as their owner wants it.
+
+        An input that names a file of ours which its caller may not read is refused: replicas read them unasked.
+        """
         asked = connection.headers.get("x-fal-object-lifecycle-preference")
         lifecycle = await self.files.lifecycle(caller.key_id, asked)
-        return new_request(endpoint, caller, payload, connection, lifecycle, retry=retry)
+        row, refused = new_request(endpoint, caller, payload, connection, lifecycle, retry=retry)
+        return row, refused or await self._unreadable(endpoint, caller, payload)
+
+    async def _unreadable(self, endpoint: Endpoint, caller: Caller, input: Mapping[str, Any]) -> ServingError | None:
+        named = {name: str(input.get(name)) for name in endpoint.Input.model_fields if name.endswith("_url")}
+        for name, url in named.items():
+            if key := self.storage.key_of(url):
+                try:
+                    await self.may_read(key, caller.key_id, *parse_qs(urlsplit(url).query).get("token", [])[:1])
+                except (Forbidden, NotFound, Unauthenticated):
+                    return FileDownloadError("There is no such file on this server", ("body", name))
+        return None
+
+    async def may_read(self, key: str, user: str | None, token: str | None = None) -> FileRecord | None:
+        """Check that somebody may read a file; answer its record, or None where it has none and is anybody's.
+
+        Args:
+            key: The file's key.
+            user: The id of the reader's key; None without one.
+            token: From a signed URL: it overrides the ACL, not the end of the file's life.
+
+        Raises:
+            Forbidden: Its owner forbids it.
+            NotFound: It is hidden from this reader, has expired, or is not whole yet.
+            Unauthenticated: The token is no good.
+        """
+        file = await self.files.get(key)
+        if file is None:
+            return None
+        if token is not None:
+            await self.tokens.verify_reading(token, key)
+            user = file.key_id
+        decision = file.decide(user)
+        if decision == "forbid":
+            raise Forbidden("This file may not be read with this key, or without one")
+        if decision == "hide":
+            raise NotFound("No such file")
+        return file
 
     async def run(self, row: NewRequest, refused: ServingError | None) -> InferenceRequest:
         """Submit, and wait for the end. A caller who goes away meanwhile no longer wants the clip."""

@@ -9,11 +9,13 @@ import pytest
 from sqlalchemy import select
 
 from deployments.gateway.submission import MAX_KEPT_BYTES
+from deployments.gateway.tokens import Tokens
 from deployments.models.messages import StoredFile
-from deployments.queue.files import Files
+from deployments.queue.files import Files, Lifecycle
+from deployments.queue.secrets import Secrets
 from deployments.queue.store import Outcome
 from deployments.queue.tables import request_io, requests
-from tests.gateway.conftest import FAST, INPUT, OUTPUT, OWNER, SVD, Gateway
+from tests.gateway.conftest import FAST, INPUT, KEY, OUTPUT, OWNER, SVD, URL, Gateway
 
 
 @pytest.mark.parametrize(("length", "kept"), [(10, True), (MAX_KEPT_BYTES, False)])
@@ -133,3 +135,30 @@ async def test_the_files_of_a_request_live_as_it_asked(gateway: Gateway) -> None
     assert record.expires_at and 3590 < record.expires_at - record.created_at <= 3600
     assert record.decide(None) == "hide"
     assert record.decide(record.key_id) == "allow"
+
+
+@pytest.mark.parametrize("decision", ["forbid", "hide"])
+async def test_a_file_that_its_owner_keeps_is_no_input_for_another_key(gateway: Gateway, decision: str) -> None:
+    files = Files(gateway.store.database)
+    lifecycle = Lifecycle.parse(json.dumps({"initial_acl": {"default": decision}}))
+    await files.register("b/0123/secret.png", "somebody-else", "image/png", 10, lifecycle)
+    await files.register("b/0123/mine.png", KEY.partition(":")[0], "image/png", 10, lifecycle)
+
+    refused = await gateway.client.post(f"/{SVD}", json={"image_url": f"{URL}/files/b/0123/secret.png"})
+    (detail,) = refused.json()["detail"]
+    assert (refused.status_code, detail["type"], detail["loc"]) == (422, "file_download_error", ["body", "image_url"])
+
+    await submit(gateway)  # an input that names no file of ours
+    mine = {"image_url": INPUT["image_url"], "mask_image_url": f"{URL}/files/b/0123/mine.png"}
+    assert (await gateway.client.post(f"/queue/{SVD}", json=mine)).status_code == 200
+    assert await gateway.waiting() == 2
+
+
+async def test_a_signed_url_is_an_input_for_any_key(gateway: Gateway) -> None:
+    hidden = Lifecycle.parse('{"initial_acl": {"default": "hide"}}')
+    await Files(gateway.store.database).register("b/0123/secret.png", "somebody-else", "image/png", 10, hidden)
+    token = await Tokens(Secrets(gateway.store.database)).reading("somebody-else", "b/0123/secret.png", 60)
+
+    url = f"{URL}/files/b/0123/secret.png?token={token}"
+    await gateway.client.post(f"/queue/{SVD}", json={"image_url": url})
+    assert await gateway.waiting() == 1
