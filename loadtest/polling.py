@@ -1,6 +1,6 @@
 """What polling costs, held and not: ``python -m loadtest.polling [--callers 200] [--seconds 3]``.
 
-    200 × AsyncClient.subscribe ──▶ the gateway, in a process of its own ──▶ SQLite ◀── a dispatcher with a fast fake model
+    callers: AsyncClient.subscribe ──▶ the gateway, in a process of its own ──▶ SQLite ◀── dispatcher, fake model
 
 The fake model takes ``--seconds`` for a clip and any number at once, so that callers wait rather than compute. Each run
 starts from an empty data directory, once with polls held as they are by default and once with every poll answered at
@@ -127,15 +127,10 @@ async def measure(hold: float, callers: int, seconds: float) -> None:
         finally:
             server.terminate()
             server.wait()
-    print(
-        f"  {callers} callers done in {took:.1f} s; status polls {len(seen.polls)}, {len(seen.polls) / took:.0f} a second"
-    )
-    print(
-        f"  a poll is answered in {quantile(seen.polls, 0.5):.3f} s (median), {quantile(seen.polls, 0.99):.3f} s (p99)"
-    )
-    print(
-        f"  the end is noticed after {statistics.median(delays):.3f} s (median), {quantile(delays, 0.99):.3f} s (p99)"
-    )
+    share = len(seen.polls) / took
+    print(f"  {callers} callers done in {took:.1f} s; {len(seen.polls)} status polls, {share:.0f} a second")
+    print(f"  poll to answer     {quantile(seen.polls, 0.5):.3f} s (median), {quantile(seen.polls, 0.99):.3f} s (p99)")
+    print(f"  end to its notice  {statistics.median(delays):.3f} s (median), {quantile(delays, 0.99):.3f} s (p99)")
 
 
 async def subscribe_all(url: str, callers: int) -> tuple[Seen, float]:
