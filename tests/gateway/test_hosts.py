@@ -8,7 +8,9 @@ import pytest
 
 from deployments.queue.store import RequestStore
 from deployments.storage import FileStorage
-from tests.gateway.conftest import INPUT, OUTPUT, SVD, Gateway, open_gateway, served_endpoints
+from tests.gateway.conftest import INPUT, OUTPUT, SVD, URL, Gateway, open_gateway, served_endpoints
+
+NO_SUCH_ID = "00000000-0000-4000-8000-000000000000"
 
 PROXY = "/api/fal/proxy"
 
@@ -67,7 +69,7 @@ async def test_the_proxys_own_query_is_not_the_targets(gateway: Gateway) -> None
         None,
         "",
         "https://example.com/fal-ai/svd",
-        "https://rest.fal.ai/tokens/",
+        "https://auth.fal.ai/tokens/",
         "https://evil-fal.run/fal-ai/svd",
         "https://fal.run.example.com/fal-ai/svd",
         "https://queue.fal.run@example.com/fal-ai/svd",
@@ -222,3 +224,29 @@ async def test_a_gateway_that_is_not_ready_tells_why(store: RequestStore, storag
 
     assert (ready.status_code, ready.json()) == (503, {"status": "fal-ai--svd is UPDATING"})
     assert live.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "path", "ours"),
+    [
+        ("rest.fal.ai", "/.well-known/jwks.json", "/.well-known/jwks.json"),
+        ("rest.alpha.fal.ai", "/.well-known/jwks.json", "/.well-known/jwks.json"),
+        ("api.fal.ai", "/v1/models", "/v1/models"),
+        ("fal.ai", f"/models/{SVD}/llms.txt", f"/models/{SVD}/llms.txt"),
+        ("queue.falrun.com", f"/{SVD}/requests/{NO_SUCH_ID}/status", f"/queue/{SVD}/requests/{NO_SUCH_ID}/status"),
+    ],
+)
+async def test_each_host_of_fal_means_a_path_of_ours(gateway: Gateway, host: str, path: str, ours: str) -> None:
+    direct = await gateway.client.get(ours)
+    by_host = await gateway.client.get(path, headers={"host": host})
+    by_proxy = await gateway.client.get("/api/fal/proxy", headers={"x-fal-target-url": f"https://{host}{path}"})
+    for reply in (by_host, by_proxy):
+        assert (reply.status_code, reply.text) == (direct.status_code, direct.text)
+
+
+@pytest.mark.parametrize("host", ["v3.fal.media", "v3b.fal.media", "fal.media"])
+async def test_the_cdns_hosts_take_uploads_and_give_files(gateway: Gateway, host: str) -> None:
+    token = (await gateway.client.post("/storage/auth/token", json={})).json()["token"]
+    headers = {"host": host, "authorization": f"Bearer {token}", "content-type": "text/plain"}
+    url = (await gateway.client.post("/files/upload", content=b"x", headers=headers)).json()["access_url"]
+    assert (await gateway.client.get(url.removeprefix(URL), headers={"host": host})).content == b"x"
