@@ -277,8 +277,8 @@ def _detail(loc: Loc, msg: str, kind: str, ctx: Mapping[str, Any], value: Any) -
 
 
 def _can_be_echoed(value: Any) -> bool:
-    """Whether a value is short, and JSON (1e400 is a number to a parser, and infinity to us)."""
+    """Whether a value is short, and JSON: 1e400 is a number to a parser, and infinity to us; half a pair is no text."""
     try:
-        return len(json.dumps(value, allow_nan=False)) <= _LONGEST_ECHO
+        return len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode()) <= _LONGEST_ECHO
     except (TypeError, ValueError):
         return False

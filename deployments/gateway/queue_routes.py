@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import AsyncIterator
@@ -11,16 +12,16 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from deployments.errors import BadRequest, NotFound, QueueFull, StillInProgress
+from deployments.errors import BadRequest, NotFound, QueueFull, StillInProgress, Unavailable
 from deployments.gateway import wire
 from deployments.gateway.auth import Caller
 from deployments.gateway.polls import POSITION_SECONDS
 from deployments.gateway.service import Service
 from deployments.gateway.submission import read_json, webhook_of
+from deployments.gateway.wire import KEEPALIVE_SECONDS
 from deployments.models.base import Endpoint
 from deployments.queue.request import Cancelled, InferenceRequest, RequestStatus, Version
 
-KEEPALIVE_SECONDS = 15.0
 TRUE = ("1", "true")
 
 _CANCEL_STATUS = {Cancelled.REQUESTED: 202, Cancelled.ALREADY_COMPLETED: 400}
@@ -100,18 +101,19 @@ async def _stream(service: Service, request: InferenceRequest, with_logs: bool) 
     version = Version.of(request)
     seen, quiet_since = 0, time.monotonic()
     while True:
-        body = await _status(service, request, with_logs, seen)
-        seen += len(body["logs"] or [])
-        if body["logs"] or {**body, "logs": None} != {**last, "logs": None}:
-            yield wire.event(body)
-            last, quiet_since = body, time.monotonic()
-        elif time.monotonic() - quiet_since > KEEPALIVE_SECONDS:
-            yield ": keepalive\n\n"
+        with contextlib.suppress(Unavailable):  # the store comes back; a caller who waits is not told otherwise
+            request = await service.store.get(request.id) or request
+            body = await _status(service, request, with_logs, seen)
+            if body["logs"] or {**body, "logs": None} != {**last, "logs": None}:
+                yield wire.event(body)
+                seen += len(body["logs"] or [])
+                last, quiet_since = body, time.monotonic()
+            if request.status == RequestStatus.COMPLETED:
+                return
+        if time.monotonic() - quiet_since > KEEPALIVE_SECONDS:
+            yield wire.KEEPALIVE
             quiet_since = time.monotonic()
-        if request.status == RequestStatus.COMPLETED:
-            return
         version = await service.changes.since(request.id, version, POSITION_SECONDS)
-        request = await service.store.get(request.id) or request
 
 
 async def _check_depth(service: Service, endpoint: Endpoint, request: Request) -> None:

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
 
 import msgpack
 from fastapi import APIRouter, Query
+from pydantic_core import from_json
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from deployments.errors import BadRequest, InternalError, ServingError
@@ -21,6 +24,8 @@ from deployments.gateway import wire
 from deployments.gateway.auth import Caller
 from deployments.gateway.service import Service
 from deployments.models.base import Endpoint
+
+logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 90.0
 """A connection without inputs is closed after this long; clients open it again with their next input."""
@@ -42,10 +47,10 @@ class Frame(NamedTuple):
             BadRequest: It is no map.
         """
         try:
-            text = isinstance(self.data, str)
-            value = json.loads(self.data) if text else msgpack.unpackb(self.data)
-        except (ValueError, RecursionError, msgpack.UnpackException) as error:
-            raise BadRequest("The frame is neither msgpack (binary) nor JSON (text)") from error
+            value = from_json(self.data) if isinstance(self.data, str) else msgpack.unpackb(self.data)
+            json.dumps(value, allow_nan=False)  # msgpack has values that JSON has not
+        except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+            raise BadRequest("The frame holds neither JSON (text) nor msgpack of what JSON has (binary)") from error
         if not isinstance(value, dict):
             raise BadRequest("The frame holds no map")
         return value
@@ -131,14 +136,19 @@ class Connection:
             row, refused = await self._service.new_request(
                 self._endpoint, self._caller, payload, self._socket, retry=False
             )
-            request = await self._service.run(row, refused)
+            # A connection has one Idempotency-Key and many inputs, so it can be no input's.
+            request = await self._service.run(replace(row, idempotency_key=None), refused)
+            output = await self._service.store.output(request.id)
         except ServingError as error:
             await self._complain(error.type, error.message, **echo)
-            return
-        if request.error is not None:
-            await self._complain(request.error_type or InternalError.type, request.error, **echo)
-            return
-        await self._send(frame.encode(await self._service.store.output(request.id) | echo))
+        except Exception:
+            logger.exception("a realtime input failed")
+            await self._complain(InternalError.type, "Internal error", **echo)
+        else:
+            if request.error is None:
+                await self._send(frame.encode(output | echo))
+            else:
+                await self._complain(request.error_type or InternalError.type, request.error, **echo)
 
     async def _complain(self, error: str, reason: str, **echo: Any) -> None:
         """Meta frames are text whatever the inputs are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,12 +88,11 @@ class Service:
         asked = connection.headers.get("x-fal-object-lifecycle-preference")
         lifecycle = await self.files.lifecycle(caller.key_id, asked)
         row, refused = new_request(endpoint, caller, payload, connection, lifecycle, retry=retry)
-        return row, refused or await self._unreadable(endpoint, caller, payload)
+        return row, refused or await self._unreadable(caller, json.loads(row.input))
 
-    async def _unreadable(self, endpoint: Endpoint, caller: Caller, input: Mapping[str, Any]) -> ServingError | None:
-        named = {name: str(input.get(name)) for name in endpoint.Input.model_fields if name.endswith("_url")}
-        for name, url in named.items():
-            if key := self.storage.key_of(url):
+    async def _unreadable(self, caller: Caller, input: Mapping[str, Any]) -> ServingError | None:
+        for name, url in input.items():
+            if name.endswith("_url") and (key := self.storage.key_of(str(url))):
                 try:
                     await self.may_read(key, caller.key_id, *parse_qs(urlsplit(url).query).get("token", [])[:1])
                 except (Forbidden, NotFound, Unauthenticated):
@@ -127,14 +127,13 @@ class Service:
 
     async def run(self, row: NewRequest, refused: ServingError | None) -> InferenceRequest:
         """Submit, and wait for the end. A caller who goes away meanwhile no longer wants the clip."""
-        request_id = row.id
         try:
-            request_id = (await self.store.submit(row, refused.failure() if refused else None)).id
-            await self.changes.completion(request_id)
+            accepted = await self.store.submit(row, refused.failure() if refused else None)
+            await self.changes.completion(accepted.id)
         except asyncio.CancelledError:
-            await self.store.cancel(request_id)
+            await self.store.cancel(row.id)  # which is nobody's if an earlier request was accepted in its place
             raise
-        ended = await self.store.get(request_id)
+        ended = await self.store.get(accepted.id)
         assert ended is not None
         return ended
 

@@ -7,18 +7,20 @@ Submit, then follow the same row. A caller who goes away cancels it, as with a s
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
+from deployments.errors import Unavailable
 from deployments.gateway import wire
 from deployments.gateway.service import Service
 from deployments.gateway.submission import read_json
+from deployments.gateway.wire import KEEPALIVE_SECONDS
 from deployments.queue.request import InferenceRequest, LogLine, RequestStatus, Version
-
-KEEPALIVE_SECONDS = 15.0
 
 
 def stream_router(service: Service) -> APIRouter:
@@ -31,40 +33,62 @@ def stream_router(service: Service) -> APIRouter:
         caller = await service.caller(request, path)
         payload = dict(request.query_params) if request.method == "GET" else await read_json(request)
         row, refused = await service.new_request(endpoint, caller, payload, request, retry=False)
-        accepted = await service.store.submit(row, refused.failure() if refused else None)
+        try:
+            accepted = await service.store.submit(row, refused.failure() if refused else None)
+            started = await service.store.get(accepted.id) or accepted  # a refused one has ended by now
+        except asyncio.CancelledError:
+            await service.store.cancel(row.id)
+            raise
+        headers = {wire.REQUEST_ID: accepted.id, "cache-control": "no-store"}
         if refused and "application/json" in request.headers.get("accept", ""):
-            return wire.error_response(refused)
-        started = await service.store.get(accepted.id) or accepted  # a refused one has ended by now
-        return StreamingResponse(
-            _events(service, started),
-            status_code=refused.status if refused else 200,  # the Python client looks at the type, not at the status
-            media_type="text/event-stream",
-            headers={wire.REQUEST_ID: accepted.id, "cache-control": "no-store"},
-        )
+            return JSONResponse(refused.body(), refused.status, headers)
+        status = refused.status if refused else 200  # the Python client looks at the type, not at the status
+        return Stream(service, row.id, _events(service, started), status, headers)
 
     return router
+
+
+class Stream(StreamingResponse):
+    """Events for as long as the caller listens; nobody wants the clip of one who has gone."""
+
+    def __init__(
+        self, service: Service, request_id: str, events: AsyncIterator[str], status: int, headers: Mapping[str, str]
+    ) -> None:
+        """Follow a request that this caller has submitted."""
+        super().__init__(events, status, headers, media_type="text/event-stream")
+        self._service = service
+        self._request_id = request_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send, however it ends; then cancel what has not ended."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._service.store.cancel(self._request_id)
 
 
 async def _events(service: Service, request: InferenceRequest) -> AsyncIterator[str]:
     version = Version.of(request)
     seen = 0
-    try:
-        if request.status == RequestStatus.IN_QUEUE:
-            yield wire.event(await _waiting(service, request))
-        while request.status != RequestStatus.COMPLETED:
-            before, version = version, await service.changes.since(request.id, version, KEEPALIVE_SECONDS)
-            if version == before:
-                yield ": keepalive\n\n"
-                continue
-            request = await service.store.get(request.id) or request
+    if request.status == RequestStatus.IN_QUEUE:
+        yield wire.event(await _waiting(service, request))
+    while request.status != RequestStatus.COMPLETED:
+        before, version = version, await service.changes.since(request.id, version, KEEPALIVE_SECONDS)
+        if version == before:
+            yield wire.KEEPALIVE
+            continue
+        try:
             lines = await service.store.logs(request.id, seen)
-            seen += len(lines)
-            for body in await _progress(service, request, lines):
-                yield wire.event(body)
-        yield wire.event(await _last(service, request))
-    finally:
-        if request.status != RequestStatus.COMPLETED:
-            await service.store.cancel(request.id)
+            request = await service.store.get(request.id) or request
+            bodies = await _progress(service, request, lines)
+        except Unavailable:  # the store comes back; a caller who waits is not told otherwise
+            yield wire.KEEPALIVE
+            version = before
+            continue
+        seen += len(lines)
+        for body in bodies:
+            yield wire.event(body)
+    yield wire.event(await _last(service, request))
 
 
 async def _progress(service: Service, request: InferenceRequest, lines: list[LogLine]) -> list[dict[str, Any]]:

@@ -126,8 +126,11 @@ def webhook_of(request: Request) -> str | None:
 
 
 def _kept(payload: Any) -> str:
-    text = json.dumps(payload)
-    return text if len(text) <= MAX_KEPT_BYTES else "null"
+    try:
+        text = json.dumps(payload, allow_nan=False, ensure_ascii=False)
+        return text if len(text.encode()) <= MAX_KEPT_BYTES else "null"
+    except ValueError:  # infinity, or half a character: nobody could be shown it
+        return "null"
 
 
 def _start_timeout(request: HTTPConnection) -> float | None:

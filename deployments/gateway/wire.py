@@ -17,6 +17,11 @@ ERROR_TYPE = "x-fal-error-type"
 BILLABLE_UNITS = "x-fal-billable-units"
 TIMEOUT_TYPE = "x-fal-request-timeout-type"
 
+KEEPALIVE = ": keepalive\n\n"
+"""A comment in a stream of events, which both clients pass over."""
+
+KEEPALIVE_SECONDS = 15.0
+
 
 def request_urls(base: str, app: str, request_id: str) -> dict[str, str]:
     """Where to follow a request. Clients use only ``owner/alias`` here, whatever they submitted to."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -40,11 +40,15 @@ class Socket:
 
 @asynccontextmanager
 async def connect(
-    gateway: Gateway, endpoint: str = SVD, query: str = "", key: str | None = KEY
+    gateway: Gateway,
+    endpoint: str = SVD,
+    query: str = "",
+    key: str | None = KEY,
+    headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> AsyncIterator[Socket]:
     socket = Socket()
     path = f"/{endpoint}/realtime"
-    headers = [(b"host", b"127.0.0.1:8000")] + ([(b"authorization", f"Key {key}".encode())] if key else [])
+    keyed = [(b"authorization", f"Key {key}".encode())] if key else []
     scope = {
         "type": "websocket",
         "asgi": {"version": "3.0"},
@@ -52,7 +56,7 @@ async def connect(
         "path": path,
         "raw_path": path.encode(),
         "query_string": query.encode(),
-        "headers": headers,
+        "headers": [(b"host", b"127.0.0.1:8000"), *keyed, *headers],
         "client": ("127.0.0.1", 50000),
         "server": ("127.0.0.1", 8000),
         "subprotocols": [],
@@ -128,7 +132,20 @@ async def test_large_inputs_that_wait_are_bounded_in_bytes(gateway: Gateway, mon
     assert answered == [0, 3, 4]
 
 
-@pytest.mark.parametrize("data", [{"bytes": b"\xc1"}, {"bytes": msgpack.packb([1])}, {"text": "{"}, {"text": "5"}])
+HOSTILE = [{"a": b"\xff"}, {"a": float("nan")}, {"a": msgpack.Timestamp(1)}, {"request_id": b"x"}]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"bytes": b"\xc1"},
+        {"bytes": msgpack.packb([1])},
+        {"text": "{"},
+        {"text": "5"},
+        {"text": '{"image_url": "\\ud800"}'},
+        *({"bytes": msgpack.packb({**INPUT, **more})} for more in HOSTILE),
+    ],
+)
 async def test_a_frame_that_is_no_map_is_an_error_and_the_next_is_served(
     gateway: Gateway, data: dict[str, Any]
 ) -> None:
@@ -194,3 +211,27 @@ async def test_a_token_opens_its_own_app_alone(gateway: Gateway) -> None:
         await accepted(socket)
     async with connect(gateway, endpoint=FAST, query=f"fal_jwt_token={reply.json()}", key=None) as socket:
         assert (await socket.receive())["type"] == "websocket.close"
+
+
+async def test_a_connections_idempotency_key_makes_no_two_inputs_one(gateway: Gateway) -> None:
+    async with connect(gateway, headers=[(b"idempotency-key", b"abc")]) as socket:
+        await accepted(socket)
+        for seed in (1, 2):
+            socket.send({**INPUT, "seed": seed})
+            attempt = await gateway.claim()
+            await gateway.finish(attempt, {"image": {}, "seed": seed})
+            assert (await socket.frame())["seed"] == seed
+
+
+async def test_an_unforeseen_fault_is_an_answer_and_the_next_input_is_served(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connect(gateway) as socket:
+        await accepted(socket)
+        with monkeypatch.context() as patch:
+            patch.setattr(gateway.store, "submit", None)
+            socket.send(INPUT)
+            assert (await socket.frame())["error"] == "INTERNAL_ERROR"
+        socket.send(INPUT)
+        await gateway.finish(await gateway.claim())
+        assert await socket.frame() == OUTPUT

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from deployments.errors import Unavailable
 from deployments.models.messages import StoredFile
 from deployments.queue.request import LogLine, RequestStatus
 from tests.gateway.conftest import FAST, INPUT, OUTPUT, OWNER, PATIENCE, SVD, TEXT_TO_VIDEO, URL, Gateway, sse
@@ -121,3 +122,48 @@ async def test_a_streaming_run_is_not_retried(gateway: Gateway) -> None:
     await asked
     request = await gateway.store.get(attempt.request_id)
     assert request and request.status == RequestStatus.COMPLETED
+
+
+async def test_a_store_that_is_away_for_a_moment_ends_no_stream(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.create_task(gateway.client.post(STREAM, json=INPUT))
+    attempt = await gateway.claim()
+    logs, failures = gateway.store.logs, [Unavailable("away"), Unavailable("away")]
+
+    async def sometimes(request_id: str, skip: int = 0) -> list[LogLine]:
+        if failures:
+            raise failures.pop()
+        return await logs(request_id, skip)
+
+    monkeypatch.setattr(gateway.store, "logs", sometimes)
+    await gateway.store.log([LogLine(attempt.request_id, "Step 1/2", time.time(), progress=0.5)])
+    await asyncio.sleep(0.3)
+    await gateway.finish(attempt)
+    events = events_of(await asked)
+    assert failures == []
+    assert {"status": "IN_PROGRESS", "message": "Step 1/2", "progress": 0.5} in events
+    assert events[-1] == OUTPUT
+
+
+async def test_a_caller_who_goes_away_before_the_first_event_cancels_too(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached = asyncio.Event()
+
+    async def never(request_id: str) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(gateway.store, "get", never)
+    asked = asyncio.create_task(gateway.client.post(STREAM, json=INPUT))
+    await asyncio.wait_for(reached.wait(), PATIENCE)
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    assert await gateway.waiting() == 0
+
+
+async def test_a_refused_stream_tells_its_requests_id(gateway: Gateway) -> None:
+    reply = await gateway.client.post(STREAM, json={}, headers={"accept": "application/json"})
+    monitored = await gateway.status(reply.headers["x-fal-request-id"])
+    assert monitored["status"] == "COMPLETED"

@@ -162,3 +162,24 @@ async def test_a_signed_url_is_an_input_for_any_key(gateway: Gateway) -> None:
     url = f"{URL}/files/b/0123/secret.png?token={token}"
     await gateway.client.post(f"/queue/{SVD}", json={"image_url": url})
     assert await gateway.waiting() == 1
+
+
+async def test_who_joins_a_request_by_its_key_and_goes_away_does_not_cancel_it(gateway: Gateway) -> None:
+    await submit(gateway, idempotency_key="abc")
+    for path in (f"/{SVD}", f"/{SVD}/stream"):
+        joined = asyncio.create_task(gateway.client.post(path, json=INPUT, headers={"idempotency-key": "abc"}))
+        await asyncio.sleep(0.2)
+        joined.cancel()
+        await asyncio.gather(joined, return_exceptions=True)
+    assert await gateway.waiting() == 1
+
+
+async def test_what_is_no_json_for_others_is_not_kept(gateway: Gateway) -> None:
+    body = b'{"image_url": 5, "x": 1e400}'
+    reply = await gateway.client.post(f"/queue/{SVD}", content=body, headers={"content-type": "application/json"})
+    request_id = reply.json()["request_id"]
+    async with gateway.store.database.read() as connection:
+        query = select(request_io.c.input).where(request_io.c.request_id == request_id)
+        assert (await connection.execute(query)).scalar_one() == "null"
+    history = await gateway.client.get("/v1/models/requests/by-endpoint?endpoint_id=fal-ai/svd&expand=payloads")
+    assert history.status_code == 200
