@@ -251,7 +251,9 @@ def test_row_20_a_start_deadline(python: Python, javascript: JavaScript) -> None
 def test_row_21_low_priority_waits_behind_all_normal(python: Python) -> None:
     order = python("""
         arguments = {'image_url': picture, 'steps': 4}
-        busy = fal_client.submit('fal-ai/svd', arguments={'image_url': picture, 'steps': 60})
+        for steps in (40, 41):  # one runs, and the next is prepared meanwhile
+            fal_client.submit('fal-ai/svd', arguments={'image_url': picture, 'steps': steps})
+        time.sleep(0.5)
         low = fal_client.submit('fal-ai/svd', arguments=arguments, priority='low')
         normal = [fal_client.submit('fal-ai/svd', arguments=arguments) for _ in range(3)]
         low.get()
