@@ -8,22 +8,14 @@ tries keys at random costs more than a query a second.
 
 from __future__ import annotations
 
-import asyncio
 import hmac
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
 from deployments.errors import Forbidden, Unauthenticated
-from deployments.queue.keys import Key, Keys, Scope
-
-VALID_SECONDS = 5.0
-"""How old the keys in memory may be for one of them to be believed: a revocation takes effect within this time."""
-
-UNKNOWN_SECONDS = 1.0
-"""How old they may be for a key to be refused because it is not among them: a new key works within this time."""
+from deployments.gateway.recent import Recent
+from deployments.queue.keys import Keys, Scope
 
 
 @dataclass(frozen=True)
@@ -46,10 +38,7 @@ class Authenticator:
         """Accept the configured key, written ``id:secret``, and those of the database."""
         self._key = key.encode()
         self._owner = Caller(key.partition(":")[0], Scope.ADMIN)
-        self._keys = keys
-        self._known: Mapping[str, Key] = {}
-        self._read_at = self._forgotten_at = -VALID_SECONDS
-        self._reading = asyncio.Lock()
+        self._recent = Recent(keys.valid)
 
     async def __call__(self, connection: HTTPConnection) -> Caller:
         """The caller of an HTTP request or WebSocket (a FastAPI dependency).
@@ -91,29 +80,19 @@ class Authenticator:
         if hmac.compare_digest(credentials.encode(), self._key):
             return self._owner
         key_id, _, secret = credentials.partition(":")
-        key = await self._find(key_id)
+        key = await self._recent.get(key_id)
         if key is None or not key.has_secret(secret):
             raise Unauthenticated("No user found for Key ID and Secret")
         return Caller(key.id, key.scope)
 
+    async def is_valid(self, key_id: str) -> bool:
+        """Whether a key of this id may be used still: what is done in its name by other means ends with it.
+
+        Raises:
+            Unavailable: The database cannot say.
+        """
+        return key_id == self._owner.key_id or await self._recent.get(key_id) is not None
+
     def forget(self) -> None:
         """Read the keys again before the next is believed: one was made or revoked here."""
-        self._forgotten_at = time.monotonic()
-
-    async def _find(self, key_id: str) -> Key | None:
-        await self._read_if_older_than(VALID_SECONDS)
-        if key_id not in self._known:
-            await self._read_if_older_than(UNKNOWN_SECONDS)
-        return self._known.get(key_id)
-
-    async def _read_if_older_than(self, seconds: float) -> None:
-        """One query for all who ask at the same time."""
-        if self._is_older_than(seconds):
-            async with self._reading:
-                if self._is_older_than(seconds):
-                    begun = time.monotonic()
-                    self._known = {key.id: key for key in await self._keys.valid()}
-                    self._read_at = begun
-
-    def _is_older_than(self, seconds: float) -> bool:
-        return self._read_at <= self._forgotten_at or time.monotonic() - self._read_at >= seconds
+        self._recent.forget()

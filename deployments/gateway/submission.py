@@ -116,9 +116,10 @@ def webhook_of(request: Request) -> str | None:
         return None
     try:
         url = httpx.URL(text)
+        host = url.host  # decoded here, not before
     except (httpx.InvalidURL, ValueError) as error:
         raise BadRequest("fal_webhook is no URL") from error
-    if url.scheme not in ("http", "https") or not url.host or url.userinfo:
+    if url.scheme not in ("http", "https") or not host or url.userinfo:
         raise BadRequest("fal_webhook must be an http or https URL without a user name or password")
     if len(text) > LONGEST_URL:
         raise BadRequest(f"fal_webhook has more than {LONGEST_URL} characters")

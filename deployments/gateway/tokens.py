@@ -5,14 +5,15 @@
     key ──▶ POST /storage/upload/… ────▶ upload token   ── in upload_url ─▶ writing one file
     key ──▶ POST /v1/storage/files/sign ▶ reading token ── in the URL ────▶ reading one file, whatever its ACL
 
-They are JSON Web Tokens; what each is for is its audience, and ``kid`` names the secret.
+They are JSON Web Tokens; what each is for is its audience, and ``kid`` names the secret. None outlives its key.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import jwt
@@ -22,8 +23,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from deployments.errors import InvalidInput, Unauthenticated
 from deployments.gateway.auth import Authenticator, Caller
+from deployments.gateway.recent import Recent
 from deployments.gateway.submission import read_json
-from deployments.queue.secrets import Secret, Secrets
+from deployments.queue.secrets import Secrets
 
 PURPOSE = "tokens"
 CDN_SECONDS = 3600
@@ -31,8 +33,6 @@ UPLOAD_SECONDS = 24 * 3600
 APP_SECONDS = 120
 LONGEST_APP_SECONDS = 24 * 3600
 MOST_APPS = 100
-SECRETS_SECONDS = 5.0
-"""How old the secrets in memory may be; a token that names one that is not among them has them read again."""
 
 _ALGORITHM = "HS256"
 _REQUIRED = ("aud", "exp", "sub")
@@ -54,19 +54,26 @@ class AppTokenRequest(BaseModel):
 class Tokens:
     """Signs and checks tokens."""
 
-    def __init__(self, secrets: Secrets) -> None:
-        """Sign with the newest of the secrets for tokens; believe what any of them has signed."""
-        self._secrets = secrets
-        self._known: Mapping[str, Secret] = {}
-        self._read_at = -SECRETS_SECONDS
+    def __init__(self, secrets: Secrets, is_valid: Callable[[str], Awaitable[bool]]) -> None:
+        """Sign with the newest of the secrets for tokens; believe what any of them has signed.
+
+        Args:
+            secrets: All processes' secrets.
+            is_valid: Answers whether a key, by its id, has not been revoked.
+        """
+        self._secrets = Recent(partial(secrets.of, PURPOSE))
+        self._is_valid = is_valid
 
     async def cdn(self, key_id: str) -> tuple[str, datetime]:
         """A token for uploads, and until when it is good."""
         return await self._sign("cdn", key_id, CDN_SECONDS), datetime.now(UTC) + timedelta(seconds=CDN_SECONDS)
 
     async def app(self, key_id: str, apps: Collection[str], seconds: int) -> str:
-        """A token for streams and realtime of some apps, by their aliases."""
-        return await self._sign("app", key_id, seconds, apps=sorted({alias_of(app) for app in apps}))
+        """A token for streams and realtime of some apps: of one owner's where the owner is named, else of all.
+
+        The official clients name none. That gives nothing away: a key may use every app that is served here.
+        """
+        return await self._sign("app", key_id, seconds, apps=sorted({app_of(app) for app in apps}))
 
     async def upload(self, key_id: str, key: str) -> str:
         """A token for writing one file."""
@@ -80,18 +87,18 @@ class Tokens:
         """Whose uploads a token allows.
 
         Raises:
-            Unauthenticated: It is not ours, has expired, or is for something else.
+            Unauthenticated: It is not ours, has expired or lost its key, or is for something else.
         """
         return str((await self._claims("cdn", token))["sub"])
 
-    async def verify_app(self, token: str, app_alias: str) -> str:
-        """For whose key a token lets its bearer use an app, named by its alias or by an endpoint's id.
+    async def verify_app(self, token: str, endpoint_id: str) -> str:
+        """For whose key a token lets its bearer use an endpoint.
 
         Raises:
-            Unauthenticated: It is not ours, has expired, or is for something else.
+            Unauthenticated: It is not ours, has expired or lost its key, or is for something else.
         """
         claims = await self._claims("app", token)
-        if alias_of(app_alias) not in claims["apps"]:
+        if not {app_of(endpoint_id), alias_of(endpoint_id)} & set(claims["apps"]):
             raise Unauthenticated("The token is for another app")
         return str(claims["sub"])
 
@@ -99,7 +106,7 @@ class Tokens:
         """For whose key a token lets its bearer write a file.
 
         Raises:
-            Unauthenticated: It is not ours, has expired, or is for something else.
+            Unauthenticated: It is not ours, has expired or lost its key, or is for something else.
         """
         return await self._verify_file("upload", token, key)
 
@@ -107,7 +114,7 @@ class Tokens:
         """By whose leave a token lets its bearer read a file.
 
         Raises:
-            Unauthenticated: It is not ours, has expired, or is for something else.
+            Unauthenticated: It is not ours, has expired or lost its key, or is for something else.
         """
         return await self._verify_file("reading", token, key)
 
@@ -118,8 +125,7 @@ class Tokens:
         return str(claims["sub"])
 
     async def _sign(self, audience: str, key_id: str, seconds: int, **claims: Any) -> str:
-        await self._read_if_older_than(SECRETS_SECONDS)
-        newest = max(self._known.values(), key=lambda secret: secret.number)
+        newest = max(await self._secrets.all(), key=lambda secret: secret.number)
         claims |= {"aud": audience, "sub": key_id, "exp": int(time.time()) + seconds}
         return jwt.encode(claims, newest.value, _ALGORITHM, headers={"kid": newest.id})
 
@@ -131,21 +137,20 @@ class Tokens:
         except jwt.InvalidTokenError as error:
             expired = isinstance(error, jwt.ExpiredSignatureError)
             raise Unauthenticated("The token has expired" if expired else "The token is not valid here") from None
+        if not await self._is_valid(str(claims["sub"])):
+            raise Unauthenticated("The key of this token has been revoked")
         return claims
 
     async def _secret(self, id: str) -> bytes:
-        await self._read_if_older_than(SECRETS_SECONDS)
-        if id not in self._known:
-            await self._read_if_older_than(0.0)  # another process may have made one just now
-        if id not in self._known:
+        secret = await self._secrets.get(id)
+        if secret is None:
             raise jwt.InvalidTokenError("an unknown secret")
-        return self._known[id].value
+        return secret.value
 
-    async def _read_if_older_than(self, seconds: float) -> None:
-        if time.monotonic() - self._read_at >= seconds:
-            begun = time.monotonic()
-            self._known = {secret.id: secret for secret in await self._secrets.of(PURPOSE)}
-            self._read_at = begun
+
+def app_of(app: str) -> str:
+    """``owner/alias`` in an app's or endpoint's id: ``fal-ai/svd/image`` → ``fal-ai/svd``. An alias stays as it is."""
+    return "/".join(app.strip("/").split("/")[:2])
 
 
 def alias_of(app: str) -> str:

@@ -184,6 +184,26 @@ async def sse(app: ASGIApp, path: str, query: str = "") -> AsyncIterator[dict[st
                     yield json.loads(line.removeprefix("data: "))
 
 
+class Clock:
+    """Time as what is held in memory for a while reads it, moved by hand."""
+
+    def __init__(self) -> None:
+        """Begin anywhere."""
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        """The time now."""
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The age of rows in memory, by hand."""
+    clock = Clock()
+    monkeypatch.setattr("deployments.gateway.recent.time", clock)
+    return clock
+
+
 @pytest.fixture
 def storage(tmp_path: Path) -> FileStorage:
     """Files in an empty directory."""

@@ -7,10 +7,11 @@ from uuid import uuid4
 import pytest
 
 from deployments.errors import Unauthenticated
-from deployments.gateway.auth import UNKNOWN_SECONDS, VALID_SECONDS, Authenticator, Caller
+from deployments.gateway.auth import Authenticator, Caller
+from deployments.gateway.recent import UNKNOWN_SECONDS, VALID_SECONDS
 from deployments.queue.keys import Keys, Scope
 from deployments.queue.store import RequestStore
-from tests.gateway.conftest import INPUT, KEY, SVD, Gateway
+from tests.gateway.conftest import INPUT, KEY, SVD, Clock, Gateway
 
 FORMAT = "Invalid Authorization header format. Expected 'Key <key_id>:<key_secret>'."
 NOBODY = "No user found for Key ID and Secret"
@@ -135,16 +136,6 @@ async def test_a_wrong_key_is_never_logged(gateway: Gateway, caplog: pytest.LogC
     assert "swordfish" not in caplog.text
 
 
-class Clock:
-    """Time as the authenticator reads it, moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 class CountedKeys(Keys):
     """The keys of a real database, with a count of the queries."""
 
@@ -153,13 +144,6 @@ class CountedKeys(Keys):
     async def valid(self):  # type: ignore[no-untyped-def]
         self.queries += 1
         return await super().valid()
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("deployments.gateway.auth.time", clock)
-    return clock
 
 
 async def accepts(authenticator: Authenticator, credentials: str) -> bool:
@@ -200,6 +184,19 @@ async def test_a_revoked_key_is_refused_within_five_seconds(store: RequestStore,
     clock.now += VALID_SECONDS
     assert VALID_SECONDS <= 5
     assert not await accepts(authenticator, f"{key.id}:{secret}")
+
+
+async def test_a_key_is_valid_until_it_is_revoked_and_the_configured_one_always(
+    store: RequestStore, clock: Clock
+) -> None:
+    keys = Keys(store.database)
+    authenticator = Authenticator(KEY, keys)
+    key, _ = await keys.create("program")
+    assert [await authenticator.is_valid(id) for id in ("id", key.id, "nobody", "")] == [True, True, False, False]
+
+    await keys.revoke(key.id)  # by another process
+    clock.now += VALID_SECONDS
+    assert [await authenticator.is_valid(id) for id in ("id", key.id)] == [True, False]
 
 
 async def test_a_new_key_is_taken_within_a_second(store: RequestStore, clock: Clock) -> None:

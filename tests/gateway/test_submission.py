@@ -8,10 +8,12 @@ import httpx
 import pytest
 from sqlalchemy import select
 
+from deployments.gateway.auth import Authenticator
 from deployments.gateway.submission import MAX_KEPT_BYTES
 from deployments.gateway.tokens import Tokens
 from deployments.models.messages import StoredFile
 from deployments.queue.files import Files, Lifecycle
+from deployments.queue.keys import Keys
 from deployments.queue.secrets import Secrets
 from deployments.queue.store import Outcome
 from deployments.queue.tables import request_io, requests
@@ -156,8 +158,11 @@ async def test_a_file_that_its_owner_keeps_is_no_input_for_another_key(gateway: 
 
 async def test_a_signed_url_is_an_input_for_any_key(gateway: Gateway) -> None:
     hidden = Lifecycle.parse('{"initial_acl": {"default": "hide"}}')
-    await Files(gateway.store.database).register("b/0123/secret.png", "somebody-else", "image/png", 10, hidden)
-    token = await Tokens(Secrets(gateway.store.database)).reading("somebody-else", "b/0123/secret.png", 60)
+    keys = Keys(gateway.store.database)
+    owner, _ = await keys.create("somebody else")
+    await Files(gateway.store.database).register("b/0123/secret.png", owner.id, "image/png", 10, hidden)
+    tokens = Tokens(Secrets(gateway.store.database), Authenticator(KEY, keys).is_valid)
+    token = await tokens.reading(owner.id, "b/0123/secret.png", 60)
 
     url = f"{URL}/files/b/0123/secret.png?token={token}"
     await gateway.client.post(f"/queue/{SVD}", json={"image_url": url})

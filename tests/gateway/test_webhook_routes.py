@@ -141,6 +141,7 @@ async def test_a_cancel_is_told_too(gateway: Gateway, sender: Sender, receiver: 
         "http:///hook",
         "http://[::1/",
         "http://256.256.256.256/",
+        "http://xn--/",
         "http://example.com/\x00",
         "http://user:password@example.com/",
         "http://example.com/" + "a" * 4096,

@@ -1,0 +1,67 @@
+"""Rows of the database as they were a moment ago: what is asked with every call, without a query for every call.
+
+get(id) ──▶ in memory, and not old? ──▶ the row
+              └─ no ──▶ read all of them again, once for all who wait ──▶ the row, or None
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Generic, Protocol, TypeVar
+
+VALID_SECONDS = 5.0
+"""How old the rows in memory may be for one of them to be believed: a removal takes effect within this time."""
+
+UNKNOWN_SECONDS = 1.0
+"""How old they may be for an id to be refused because it is not among them: a new row works within this time."""
+
+
+class Named(Protocol):
+    """What has an id."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+
+Row = TypeVar("Row", bound=Named)
+
+
+class Recent(Generic[Row]):
+    """A few rows, read again when they are old: neither polls nor ids made up at random cost more than that."""
+
+    def __init__(self, read: Callable[[], Awaitable[Sequence[Row]]]) -> None:
+        """Hold what this reads. Nothing is read yet."""
+        self._read = read
+        self._known: Mapping[str, Row] = {}
+        self._read_at = self._forgotten_at = -VALID_SECONDS
+        self._reading = asyncio.Lock()
+
+    async def all(self) -> Sequence[Row]:
+        """All of them, in the order in which they were read."""
+        await self._read_if_older_than(VALID_SECONDS)
+        return list(self._known.values())
+
+    async def get(self, id: str) -> Row | None:
+        """The row of this id; None where there is none."""
+        await self._read_if_older_than(VALID_SECONDS)
+        if id not in self._known:
+            await self._read_if_older_than(UNKNOWN_SECONDS)
+        return self._known.get(id)
+
+    def forget(self) -> None:
+        """Read them again before the next is believed: this process has changed one."""
+        self._forgotten_at = time.monotonic()
+
+    async def _read_if_older_than(self, seconds: float) -> None:
+        if self._is_older_than(seconds):
+            async with self._reading:
+                if self._is_older_than(seconds):
+                    begun = time.monotonic()
+                    self._known = {row.id: row for row in await self._read()}
+                    self._read_at = begun
+
+    def _is_older_than(self, seconds: float) -> bool:
+        return self._read_at <= self._forgotten_at or time.monotonic() - self._read_at >= seconds
