@@ -117,7 +117,7 @@ class FileStorage:
         return etag
 
     async def join(self, upload: str, parts: Sequence[tuple[int, str]], key: str, max_bytes: int) -> Stat:
-        """Store the parts of an upload, named by number and ETag, as one file, and forget them.
+        """Store the parts of an upload, named by number and ETag, as one file. They stay until they are discarded.
 
         Raises:
             BadRequest: A part is missing, or is not the one that was meant.
@@ -128,9 +128,7 @@ class FileStorage:
         for number, etag in parts:
             if (str(number), _bare(etag)) not in present:
                 raise _no_part(number)
-        stat = await self.write(key, self._read_parts(upload, [number for number, _ in parts]), max_bytes)
-        await self.discard(upload)
-        return stat
+        return await self.write(key, self._read_parts(upload, [number for number, _ in parts]), max_bytes)
 
     async def discard(self, upload: str) -> None:
         """Forget the parts of an upload."""
@@ -152,9 +150,8 @@ class FileStorage:
         Raises:
             NotFound: There is no such file.
         """
+        _check_key(key)
         try:
-            if key.partition("/")[0] == _PARTS:
-                raise FileNotFoundError
             meta = await obstore.head_async(self._store, key)
         except (FileNotFoundError, BaseError, ValueError) as error:
             raise NotFound("No such file") from error
@@ -163,7 +160,12 @@ class FileStorage:
         return Stat(meta["size"], f'"{etag}"', meta["last_modified"].timestamp(), content_type)
 
     async def read(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
-        """The bytes from ``start`` up to ``end`` (exclusive), in pieces."""
+        """The bytes from ``start`` up to ``end`` (exclusive), in pieces.
+
+        Raises:
+            NotFound: No file can have this key.
+        """
+        _check_key(key)
         async for piece in _read(self._store, key, start, end):
             yield piece
 
@@ -172,10 +174,11 @@ class FileStorage:
         return self._base + quote(key)
 
     def key_of(self, url: str) -> str | None:
-        """The key behind a URL of ours, or None for anybody else's."""
+        """The key behind a URL of ours, or None for anybody else's and where no file can have it."""
         if not url.startswith(self._base):
             return None
-        return unquote(re.split("[?#]", url[len(self._base) :])[0])
+        key = unquote(re.split("[?#]", url[len(self._base) :])[0])
+        return key if _is_key(key) else None
 
     async def _list_parts(self, upload: str) -> Sequence[obstore.ObjectMeta]:
         return await obstore.list(self._parts, upload).collect_async()
@@ -192,6 +195,20 @@ class FileStorage:
                     yield piece
             except FileNotFoundError:  # another call has joined them meanwhile
                 raise _no_part(number) from None
+
+
+def _is_key(key: str) -> bool:
+    """Whether a file can have this key, and the key is the only way to write it.
+
+    obstore reads ``/b/1/clip.mp4`` and ``b/1/clip.mp4/`` as ``b/1/clip.mp4``, whose row then nobody would find.
+    """
+    segments = key.split("/")
+    return segments[0] != _PARTS and not {"", ".", ".."}.intersection(segments)
+
+
+def _check_key(key: str) -> None:
+    if not _is_key(key):
+        raise NotFound("No such file")
 
 
 async def _write(store: LocalStore, key: str, pieces: AsyncIterable[bytes], max_bytes: int) -> None:

@@ -105,10 +105,26 @@ async def test_the_key_of_a_url_is_its_files(storage: FileStorage, source: Path)
     assert storage.key_of(file.url) == "b/1/a clip (2).mp4"
 
 
-@given(name=st.text(min_size=1))
+@given(name=st.text(min_size=1).filter(lambda name: not {"", ".", ".."}.intersection(name.split("/"))))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_key_comes_back_from_its_url(storage: FileStorage, name: str) -> None:
     assert storage.key_of(f"{URL}/files/{quote('b/1/' + name)}") == "b/1/" + name
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["/b/1/clip.mp4", "b/1/clip.mp4/", "b//1/clip.mp4", "b/./1/clip.mp4", "b/1/../1/clip.mp4", "/.parts/1/1", "/"],
+)
+async def test_a_file_has_one_key(storage: FileStorage, source: Path, key: str) -> None:
+    await storage.put(source, "b/1/clip.mp4")
+    await storage.write_part("1", 1, pieces(b"x"), 10)
+
+    with pytest.raises(NotFound):
+        await storage.stat(key)
+    with pytest.raises(NotFound):
+        await read(storage, key, 0, 1)
+    assert storage.key_of(f"{URL}/files/{key}") is None
+    assert storage.key_of(f"{URL}/files/{quote(key, safe='')}") is None
 
 
 @pytest.mark.parametrize(
@@ -268,6 +284,7 @@ async def test_parts_are_joined_in_the_order_that_is_asked(storage: FileStorage,
 
     assert stat.size == sum(map(len, content.values()))
     assert await read(storage, "b/1/clip.mp4", 0, stat.size) == content[3] + content[1] + content[2]
+    await storage.discard("1")
     assert await left_in(tmp_path) == ["b/1/clip.mp4"]
 
 

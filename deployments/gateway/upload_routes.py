@@ -109,9 +109,10 @@ def upload_router(service: Service) -> APIRouter:
 
     @router.put("/files/{key:path}/multipart/{upload_id}/{number}")
     async def put_part(key: str, upload_id: str, number: PartNumber, request: Request) -> Response:
-        await uploads.own(key, upload_id, request)
+        await uploads.own_unfinished(key, upload_id, request)
         uploads.check_length(request)
         etag = await service.storage.write_part(upload_id, number, _pieces(request), service.max_upload_bytes)
+        await uploads.discard_late(key)
         return JSONResponse({"partNumber": number, "etag": etag}, headers={"etag": etag})
 
     @router.post("/files/{key:path}/multipart/{upload_id}/complete")
@@ -121,11 +122,12 @@ def upload_router(service: Service) -> APIRouter:
         if file.size is None:  # else the answer to an earlier call was lost on the way
             stat = await service.storage.join(upload_id, parts, key, service.max_upload_bytes)
             await uploads.finish(key, stat.size)
+        await service.storage.discard(upload_id)  # not before: a call that was cut off can be made again
         return JSONResponse({"access_url": service.storage.url_of(key)})
 
     @router.put("/files/{key:path}")
     async def put(key: str, request: Request) -> Response:
-        await uploads.own(key, None, request)
+        await uploads.own_unfinished(key, None, request)
         uploads.check_length(request)
         await uploads.receive(key, request)
         return JSONResponse({"file_url": service.storage.url_of(key)})
@@ -193,6 +195,30 @@ class Uploads:
             raise NotFound("No such upload")
         return file
 
+    async def own_unfinished(self, key: str, upload_id: str | None, request: Request) -> FileRecord:
+        """The same, of a file that is not whole yet: afterwards it is served as one that never changes.
+
+        Raises:
+            BadRequest: The file is whole.
+            NotFound: There is no such upload, or it is somebody else's.
+            Unauthenticated: The request says nothing good of who makes it.
+        """
+        file = await self.own(key, upload_id, request)
+        if file.size is not None:
+            raise _finished()
+        return file
+
+    async def discard_late(self, key: str) -> None:
+        """Discard parts that arrived while their file was finished: nobody else would.
+
+        Raises:
+            BadRequest: The file is whole.
+        """
+        file = await self._service.files.get(key)
+        if file is None or file.size is not None:
+            await self._service.storage.discard(upload_of(key))
+            raise _finished()
+
     def check_length(self, request: Request) -> None:
         """Refuse a body that says itself that it is too large, before any of it is read.
 
@@ -212,11 +238,15 @@ class Uploads:
         """Let a file that is whole be seen.
 
         Raises:
-            NotFound: It took so long that the upload was swept away.
+            NotFound: It took so long that the upload has expired.
         """
         if not await self._service.files.finish(key, size):
             await self._service.storage.delete(key)
             raise NotFound("No such upload")
+
+
+def _finished() -> BadRequest:
+    return BadRequest("The upload has ended; begin another")
 
 
 def clean_name(name: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from sqlalchemy import Row, Select, and_, delete, insert, select, update
+from sqlalchemy import Row, Select, and_, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.errors import BadRequest
@@ -178,10 +178,11 @@ class Files:
 
     @uninterrupted
     async def finish(self, key: str, size: int) -> bool:
-        """Record that a file is whole; its life begins. False where the upload has been swept away meanwhile."""
+        """Record that a file is whole; its life begins. False where it has expired meanwhile: it is being swept."""
+        alive = and_(table.c.key == key, or_(table.c.expires_at.is_(None), table.c.expires_at > now()))
         values = {"size": size, "created_at": now(), "expires_at": now() + table.c.lifetime}
         async with self._database.transaction() as connection:
-            done = await connection.execute(update(table).where(table.c.key == key).values(values))
+            done = await connection.execute(update(table).where(alive).values(values))
             return bool(done.rowcount)
 
     @uninterrupted
@@ -212,10 +213,13 @@ class Files:
 
     @uninterrupted
     async def expired(self, limit: int = SWEEP_BATCH) -> list[str]:
-        """Keys of files that have expired and of uploads that were given up, the oldest first."""
-        query = select(table.c.key).where(table.c.expires_at <= now()).order_by(table.c.expires_at).limit(limit)
-        async with self._database.read() as connection:
-            return list((await connection.execute(query)).scalars())
+        """Keys of the files that have expired and uploads that were given up longest ago. None can be finished now."""
+        oldest = select(table.c.key).where(table.c.expires_at <= now()).order_by(table.c.expires_at).limit(limit)
+        # Written as they are: a ``finish`` on its way has either come first, or waits and sees that it is too late.
+        found = update(table).where(table.c.key.in_(oldest.with_for_update(skip_locked=True)))
+        found = found.values(expires_at=table.c.expires_at).returning(table.c.key)
+        async with self._database.transaction() as connection:
+            return list((await connection.execute(found)).scalars())
 
     @uninterrupted
     async def defaults(self, key_id: str) -> Lifecycle:

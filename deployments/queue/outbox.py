@@ -5,7 +5,7 @@
                             not yet, later ──┘ └── never ────────▶ UNDELIVERED
 
 While a delivery is on its way, its row is due in the future: a sender that dies has lost nothing, and two of them never
-have the same one. What a sender records is fenced by the number of its attempt.
+have the same one. What a sender records is fenced by the end of its lease: a delivery by hand counts attempts anew.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Delivery:
         url: Where its caller wants to hear of it.
         host: The host in that URL.
         number: 1 for the first attempt to tell it.
+        leased_until: When it becomes due again, unless its verdict is recorded before.
         output: The JSON body that ended the request, as text; None where it has been deleted since.
     """
 
@@ -58,6 +59,7 @@ class Delivery:
     url: str
     host: str
     number: int
+    leased_until: float
     output: str | None
 
 
@@ -121,7 +123,8 @@ class Outbox:
     @uninterrupted
     async def record(self, delivery: Delivery, verdict: Verdict) -> bool:
         """Write down what came of a delivery. False when the attempt does not count any more."""
-        current = and_(_columns.request_id == delivery.request.id, _columns.attempts == delivery.number, _due)
+        leased = and_(_columns.attempts == delivery.number, _columns.due_at == delivery.leased_until, _due)
+        current = and_(_columns.request_id == delivery.request.id, leased)
         async with self._database.transaction() as connection:
             recorded = await connection.execute(update(webhooks).where(current).values(_values_of(verdict)))
             return bool(recorded.rowcount)
@@ -182,13 +185,16 @@ async def _take(connection: AsyncConnection, request_ids: Sequence[str], lease_s
     taken = taken.values(attempts=_columns.attempts + 1, due_at=now() + lease_seconds)
     await connection.execute(taken)
     query = (
-        select(requests, _columns.url, _columns.host, _columns.attempts.label("number"), request_io.c.output)
+        select(requests, _columns.url, _columns.host, _columns.attempts, _columns.due_at, request_io.c.output)
         .join(webhooks)
         .outerjoin(request_io, request_io.c.request_id == requests.c.id)
         .where(requests.c.id.in_(request_ids))
     )
     rows = await connection.execute(query)
-    return [Delivery(InferenceRequest.from_row(row), row.url, row.host, row.number, row.output) for row in rows]
+    return [
+        Delivery(InferenceRequest.from_row(row), row.url, row.host, row.attempts, row.due_at, row.output)
+        for row in rows
+    ]
 
 
 def _values_of(verdict: Verdict) -> dict[str, Any]:

@@ -304,6 +304,15 @@ async def test_an_acl_is_for_everybody_but_the_owner(gateway: Gateway, decision:
         assert reply.status_code == (304 if status == 200 else status)
 
 
+@pytest.mark.parametrize("path", [f"/files//{KEY}", f"/files/%2F{KEY}", f"{FILE}/", f"{FILE}%2F"])
+async def test_another_slash_is_no_way_around_an_acl(gateway: Gateway, path: str) -> None:
+    await own(gateway, acl=Acl(default="forbid"))
+    base = str(gateway.client.base_url).rstrip("/")
+    assert await statuses(gateway, NOBODY) == [403]
+    assert (await gateway.client.get(base + path, headers=NOBODY)).status_code == 404
+    assert (await gateway.client.get(ACL, params={"url": base + path})).status_code == 400
+
+
 async def test_a_hidden_file_looks_like_none(gateway: Gateway) -> None:
     missing = await gateway.client.get("/files/b/0123456789abcdef/none.mp4", headers=NOBODY)
     await own(gateway, acl=Acl(default="hide"))

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 import pytest
 
+from deployments.errors import Unavailable
 from deployments.gateway.upload_routes import LONGEST_NAME_BYTES, clean_name, media_type
 from deployments.queue.files import Files
 from deployments.queue.keys import Keys
@@ -258,9 +259,20 @@ async def test_an_initiated_upload_may_be_tried_again(gateway: Gateway, stored: 
     too_large = await gateway.client.put(upload_url, content=pieces(LIMIT + 1))
     assert too_large.status_code == 413
     assert await files_in(stored) == []
-    for content in (b"one", b"two"):
-        assert (await gateway.client.put(upload_url, content=content)).status_code == 200
-        assert (await fetch(gateway, file_url)).content == content
+    assert (await gateway.client.put(upload_url, content=b"one")).status_code == 200
+    assert (await fetch(gateway, file_url)).content == b"one"
+
+
+async def test_a_file_that_is_whole_stays_as_it_is(gateway: Gateway, stored: Path) -> None:
+    upload_url, file_url = await initiate(gateway)
+    await gateway.client.put(upload_url, content=b"one")
+    files = await files_in(stored)
+    part = urlsplit(upload_url)._replace(path=f"{urlsplit(file_url).path}/multipart/{file_url.split('/')[-2]}/1")
+    for url in (upload_url, part.geturl()):
+        reply = await gateway.client.put(url, content=b"two", headers=NOBODY)
+        assert (reply.status_code, reply.json()["error_type"]) == (400, "bad_request")
+    assert (await fetch(gateway, file_url)).content == b"one"
+    assert await files_in(stored) == files
 
 
 async def test_an_initiated_upload_keeps_its_lifecycle(gateway: Gateway) -> None:
@@ -386,6 +398,36 @@ async def test_completing_twice_is_completing_once(gateway: Gateway) -> None:
     assert (await fetch(gateway, url)).content == b"x"
 
 
+async def test_completing_that_is_cut_off_can_be_made_again(
+    gateway: Gateway, stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, upload = await create(gateway, {})
+    part = await put_part(gateway, upload, 1, b"x")
+
+    async def away(files: Files, key: str, size: int) -> bool:
+        raise Unavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Files, "finish", away)
+        assert (await complete(gateway, upload, [part])).status_code == 503
+    assert (await complete(gateway, upload, [part])).status_code == 200
+    assert (await fetch(gateway, url)).content == b"x"
+    assert len(await files_in(stored)) == 1, "the parts are gone"
+
+
+async def test_a_part_that_comes_while_its_file_is_finished_does_not_stay(gateway: Gateway, stored: Path) -> None:
+    url, upload = await create(gateway, {})
+    part = await put_part(gateway, upload, 1, b"x")
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"late"
+        assert (await complete(gateway, upload, [part])).status_code == 200
+
+    assert (await gateway.client.put(f"{upload}/2", content=slow())).status_code == 400
+    assert (await fetch(gateway, url)).content == b"x"
+    assert len(await files_in(stored)) == 1, "the parts are gone"
+
+
 @pytest.mark.parametrize(
     ("numbers", "status"), [([], 422), ([2], 400), ([1, 3], 400), ([1, 1], 400), ([1, 2, 3], 400), ([0], 422)]
 )
@@ -436,7 +478,7 @@ async def test_parts_cannot_be_read(gateway: Gateway, stored: Path) -> None:
     _, upload = await create(gateway, {})
     await put_part(gateway, upload, 1, b"x")
     (part,) = await files_in(stored)
-    for path in (part, "." + "/" + part, part.replace("/", "//")):
+    for path in (part, "/" + part, part + "/", "." + "/" + part, part.replace("/", "//")):
         assert (await gateway.client.get(f"/files/{quote(path, safe='')}")).status_code == 404
 
 

@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from deployments.errors import BadRequest, NotFound
 from deployments.queue import files as files_module
 from deployments.queue.files import Acl, AclRule, Files, Lifecycle, sweep
 from deployments.queue.store import RequestStore
+from deployments.queue.tables import files as table
 from deployments.storage import FileStorage
 
 FORBID = Acl(default="forbid", rules=(AclRule(user="bob", decision="allow"), AclRule(user="eve", decision="hide")))
@@ -165,6 +167,31 @@ async def test_an_upload_that_was_given_up_is_swept_with_its_parts(
     assert await sweep(files, storage) == 1
     assert await files.get("b/1/a.png") is None
     assert [path for path in (tmp_path / "files").rglob("*") if path.is_file()] == []
+
+
+async def test_an_upload_that_has_expired_is_not_finished(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files_module, "UPLOAD_SECONDS", 0.5)
+    await files.begin("b/1/a.png", "alice", "image/png", Lifecycle())
+    await expired(files, "b/1/a.png")
+
+    assert not await files.finish("b/1/a.png", 7)
+    file = await files.get("b/1/a.png")
+    assert file and file.size is None and file.expired
+
+
+async def test_an_upload_that_is_just_being_finished_is_not_swept(
+    files: Files, store: RequestStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files_module, "UPLOAD_SECONDS", 0.5)
+    await files.begin("b/1/a.png", "alice", "image/png", Lifecycle())
+    async with store.database.transaction() as connection:
+        await connection.execute(update(table).values(size=7, expires_at=None))
+        async with asyncio.timeout(10):
+            while not ((file := await files.get("b/1/a.png")) and file.expired):
+                await asyncio.sleep(0.05)
+        looking = asyncio.create_task(files.expired())
+        await asyncio.wait([looking], timeout=0.3)
+    assert await looking == []
 
 
 async def test_a_batch_is_bounded(files: Files, storage: FileStorage) -> None:

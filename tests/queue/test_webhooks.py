@@ -567,6 +567,17 @@ async def test_what_could_not_be_delivered_is_delivered_by_hand(store: RequestSt
     assert (await row_of(store, waiting)).state == WebhookState.WAITING
 
 
+async def test_an_attempt_from_before_a_delivery_by_hand_does_not_count(store: RequestStore) -> None:
+    outbox, request = Outbox(store.database), await ended(store, "http://example.com/")
+    (before,) = await outbox.claim(**ONE_BY_ONE, lease_seconds=60)
+    assert await outbox.redeliver(request.id)
+    (by_hand,) = await outbox.claim(**ONE_BY_ONE, lease_seconds=60)
+    assert (before.number, by_hand.number) == (1, 1)
+    assert not await outbox.record(before, Verdict(410, "late"))
+    assert await outbox.record(by_hand, Verdict(200))
+    assert (await row_of(store, request)).state == WebhookState.DELIVERED
+
+
 async def test_rows_are_listed_by_state_the_newest_first_without_their_urls(store: RequestStore) -> None:
     old, new = [await ended(store, f"http://example.com/?token={secret}") for secret in ("s1", "s2")]
     waiting = await store.submit(new_request(webhook="http://example.org/"))
