@@ -19,7 +19,7 @@ from fastapi import APIRouter, Query
 from pydantic_core import from_json
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from deployments.errors import BadRequest, InternalError, ServingError
+from deployments.errors import BadRequest, InternalError, ServingError, Unauthenticated
 from deployments.gateway import wire
 from deployments.gateway.auth import Caller
 from deployments.gateway.service import Service
@@ -133,6 +133,8 @@ class Connection:
         try:
             payload = frame.decode()
             echo = {name: payload.pop(name) for name in ("request_id",) if name in payload}
+            if not await self._service.authenticate.is_valid(self._caller.key_id):
+                raise Unauthenticated("The key has been revoked")
             row, refused = await self._service.new_request(
                 self._endpoint, self._caller, payload, self._socket, retry=False
             )

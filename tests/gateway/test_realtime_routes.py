@@ -235,3 +235,13 @@ async def test_an_unforeseen_fault_is_an_answer_and_the_next_input_is_served(
         socket.send(INPUT)
         await gateway.finish(await gateway.claim())
         assert await socket.frame() == OUTPUT
+
+
+async def test_a_key_that_is_revoked_sends_no_more_inputs(gateway: Gateway) -> None:
+    made = (await gateway.client.post("/v1/keys", json={"alias": "brief"})).json()
+    async with connect(gateway, key=made["key"]) as socket:
+        await accepted(socket)
+        await gateway.client.delete(f"/v1/keys/{made['key_id']}")
+        socket.send(INPUT)
+        assert (await socket.frame())["error"] == "UNAUTHORIZED"
+    assert await gateway.waiting() == 0
