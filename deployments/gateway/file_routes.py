@@ -6,17 +6,16 @@ import re
 import time
 from email.utils import formatdate
 from mimetypes import guess_type
-from typing import TypeVar
 from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from deployments.errors import BadRequest, InvalidInput, NotFound, Unauthenticated
+from deployments.errors import BadRequest, NotFound, Unauthenticated
 from deployments.gateway.auth import Caller
 from deployments.gateway.service import Service
-from deployments.gateway.submission import read_json
+from deployments.gateway.submission import read_model
 from deployments.queue.files import Acl, Decision, FileRecord, Lifecycle
 from deployments.storage import Stat
 
@@ -24,8 +23,6 @@ LONGEST_SIGNATURE = 7 * 24 * 3600
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _PLAYABLE = re.compile(r"(video|audio)/.*|image/(png|jpeg|webp|gif|avif)")
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 class Sign(BaseModel):
@@ -76,14 +73,14 @@ def access_router(service: Service) -> APIRouter:
     @router.put("/files/acl")
     async def put_acl(url: str, request: Request, caller: Caller = authenticated) -> Response:
         file = await _own(service, url, caller)
-        acl = await _body(request, FileAcl)
+        acl = await read_model(request, FileAcl)
         await service.files.set_acl(file.key, acl)
         return _answer(acl)
 
     @router.post("/files/sign")
     async def sign(url: str, request: Request, caller: Caller = authenticated) -> Response:
         file = await _own(service, url, caller)
-        seconds = (await _body(request, Sign)).expiration_seconds
+        seconds = (await read_model(request, Sign)).expiration_seconds
         query = urlencode({"token": await service.tokens.reading(caller.key_id, file.key, seconds)})
         return JSONResponse({"signed_url": f"{service.storage.url_of(file.key)}?{query}"})
 
@@ -93,7 +90,7 @@ def access_router(service: Service) -> APIRouter:
 
     @router.put("/settings")
     async def put_settings(request: Request, caller: Caller = authenticated) -> Response:
-        lifecycle = await _body(request, Lifecycle)
+        lifecycle = await read_model(request, Lifecycle)
         await service.files.set_defaults(caller.key_id, lifecycle)
         return _answer(lifecycle)
 
@@ -146,13 +143,6 @@ def _cache_control(file: FileRecord | None) -> str:
 
 def _answer(said: Acl | Lifecycle) -> Response:
     return JSONResponse(said.model_dump(mode="json", by_alias=True))
-
-
-async def _body(request: Request, model: type[Model]) -> Model:
-    try:
-        return model.model_validate(await read_json(request))
-    except ValidationError as error:
-        raise InvalidInput(error.errors()) from None
 
 
 def _asked_range(request: Request, stat: Stat) -> tuple[str, str] | None:

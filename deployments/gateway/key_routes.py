@@ -6,13 +6,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, Field, StringConstraints
 
-from deployments.errors import InvalidInput
 from deployments.gateway.auth import Caller
 from deployments.gateway.platform import Listed, Paged
 from deployments.gateway.service import Service
-from deployments.gateway.submission import read_json
+from deployments.gateway.submission import read_model
 from deployments.gateway.timeframes import utc
 from deployments.queue.keys import Key, Scope
 
@@ -44,10 +43,7 @@ def key_router(service: Service) -> APIRouter:
 
     @router.post("")
     async def create(request: Request, caller: Caller = admin) -> Response:
-        try:
-            asked = NewKey.model_validate(await read_json(request))
-        except ValidationError as error:
-            raise InvalidInput(error.errors()) from error
+        asked = await read_model(request, NewKey)
         key, secret = await service.keys.create(asked.alias, asked.scope)
         service.authenticate.forget()
         return JSONResponse({"key_id": key.id, "key_secret": secret, "key": f"{key.id}:{secret}"}, 201)

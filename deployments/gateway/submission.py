@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from fastapi import Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import HTTPConnection
 
@@ -24,6 +24,8 @@ MAX_BODY_BYTES = 28 * 1024 * 1024
 
 MAX_KEPT_BYTES = 64 * 1024
 """Of a refused input, no more is kept than this."""
+
+Model = TypeVar("Model", bound=BaseModel)
 
 LONGEST_HEADER = 255
 FALSE = ("0", "false", "no")
@@ -52,6 +54,19 @@ async def read_json(request: Request) -> Any:
     except ValueError as error:
         message = f"JSON decode error: {error}"
         raise InvalidInput([{"loc": (), "msg": message, "type": "json_invalid"}]) from error
+
+
+async def read_model(request: Request, model: type[Model]) -> Model:
+    """The body as a model.
+
+    Raises:
+        InvalidInput: It is empty, no JSON, or not what the model wants.
+        PayloadTooLarge: As ``read_json``.
+    """
+    try:
+        return model.model_validate(await read_json(request))
+    except ValidationError as error:
+        raise InvalidInput(error.errors()) from None
 
 
 def new_request(

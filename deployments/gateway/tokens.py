@@ -19,12 +19,12 @@ from typing import Any
 import jwt
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from deployments.errors import InvalidInput, Unauthenticated
+from deployments.errors import Unauthenticated
 from deployments.gateway.auth import Authenticator, Caller
 from deployments.gateway.recent import Recent
-from deployments.gateway.submission import read_json
+from deployments.gateway.submission import read_model
 from deployments.queue.secrets import Secrets
 
 PURPOSE = "tokens"
@@ -164,10 +164,7 @@ def token_router(authenticate: Authenticator, tokens: Tokens) -> APIRouter:
     authenticated = Depends(authenticate)
 
     async def app_token(request: Request, caller: Caller) -> str:
-        try:
-            asked = AppTokenRequest.model_validate(await read_json(request))
-        except ValidationError as error:
-            raise InvalidInput(error.errors()) from None
+        asked = await read_model(request, AppTokenRequest)
         return await tokens.app(caller.key_id, asked.allowed_apps, asked.seconds)
 
     @router.post("")

@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
-from deployments.errors import BadRequest, ClientCancelled, InvalidInput, NotFound, PayloadTooLarge, Unauthenticated
+from deployments.errors import BadRequest, ClientCancelled, NotFound, PayloadTooLarge, Unauthenticated
 from deployments.gateway.auth import Caller
 from deployments.gateway.service import Service
-from deployments.gateway.submission import read_json
+from deployments.gateway.submission import read_model
 from deployments.queue.files import FileRecord, Lifecycle, upload_of
 from deployments.storage import new_key
 
@@ -38,7 +38,6 @@ LIFECYCLE_HEADERS = ("x-fal-object-lifecycle", "x-fal-object-lifecycle-preferenc
 _MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}(;[\x20-\x7e]{0,127})?", re.ASCII)
 _UNFIT = re.compile(r'[#%?*:|<>"\\]')
 
-Model = TypeVar("Model", bound=BaseModel)
 PartNumber = Annotated[int, Path(ge=1, le=MOST_PARTS)]
 
 
@@ -118,7 +117,7 @@ def upload_router(service: Service) -> APIRouter:
     @router.post("/files/{key:path}/multipart/{upload_id}/complete")
     async def complete(key: str, upload_id: str, request: Request) -> Response:
         file = await uploads.own(key, upload_id, request)
-        parts = _in_order((await _body(request, Complete)).parts)
+        parts = _in_order((await read_model(request, Complete)).parts)
         if file.size is None:  # else the answer to an earlier call was lost on the way
             stat = await service.storage.join(upload_id, parts, key, service.max_upload_bytes)
             await uploads.finish(key, stat.size)
@@ -160,7 +159,7 @@ class Uploads:
 
     async def begin_named(self, request: Request, caller: Caller) -> str:
         """Begin an upload that its body describes; answer its key."""
-        asked = await _body(request, Initiate)
+        asked = await read_model(request, Initiate)
         return await self._begin(request, caller, asked.file_name, asked.content_type)
 
     async def _begin(self, request: Request, caller: Caller, name: str | None, content_type: str | None) -> str:
@@ -295,10 +294,3 @@ async def _pieces(request: Request) -> AsyncIterator[bytes]:
             yield piece
     except ClientDisconnect:
         raise ClientCancelled("The caller went away during the upload") from None
-
-
-async def _body(request: Request, model: type[Model]) -> Model:
-    try:
-        return model.model_validate(await read_json(request))
-    except ValidationError as error:
-        raise InvalidInput(error.errors()) from None
