@@ -61,6 +61,7 @@ def test_row_24_what_was_accepted_outlives_the_server(tmp_path: Path) -> None:
     for process in tree:
         if process.is_running():
             os.kill(process.pid, signal.SIGKILL)
+    server.process.wait()
     psutil.wait_procs(tree, timeout=20)
     again = start_server(server.data_dir, port)
     try:
