@@ -102,8 +102,8 @@ class RequestStore:
         """
         try:
             return await self._submit(new, ended)
-        except IntegrityError:  # somebody else was first
-            earlier = await self._submitted_with(new)
+        except IntegrityError:  # somebody else was first with this key, if it has one
+            earlier = await self._submitted_with(new) if new.idempotency_key else None
             if earlier is None:
                 raise
         if earlier.endpoint != new.endpoint:

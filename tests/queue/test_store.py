@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
 
 from deployments.errors import InvalidInput, RunnerServerError, Unavailable
 from deployments.models.messages import Attempt
@@ -292,3 +294,10 @@ def test_statements_compile_for_postgresql_with_skip_locked() -> None:
     query = select(requests.c.seq, now()).with_for_update(skip_locked=True)
     text = str(query.compile(dialect=postgresql.dialect()))
     assert "FOR UPDATE SKIP LOCKED" in text and "clock_timestamp()" in text
+
+
+async def test_a_row_that_cannot_be_inserted_is_no_other_request_of_its_caller(store: RequestStore) -> None:
+    """Only an idempotency key says that two submits are one."""
+    first = await store.submit(new_request())
+    with pytest.raises(IntegrityError):
+        await store.submit(replace(new_request(), id=first.id))
