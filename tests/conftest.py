@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from deployments.cli import is_ready
+from deployments.queue.database import Database
+from deployments.queue.files import Lifecycle, insert_file
 from deployments.queue.store import RequestStore
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +30,20 @@ async def store(tmp_path: Path) -> AsyncIterator[RequestStore]:
     store = await RequestStore.open(f"sqlite+aiosqlite:///{tmp_path}/queue.db")
     yield store
     await store.close()
+
+
+async def add_file(
+    database: Database,
+    key: str,
+    key_id: str,
+    content_type: str,
+    size: int,
+    lifecycle: Lifecycle,
+    request_id: str | None = None,
+) -> None:
+    """Record a file as whoever made it does."""
+    async with database.transaction() as connection:
+        await insert_file(connection, key, key_id, content_type, size, lifecycle, request_id)
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,17 @@ async def insert_file(
     lifecycle: Lifecycle,
     request_id: str | None = None,
 ) -> None:
-    """Record a whole file within somebody else's transaction."""
+    """Record a file that is whole, within somebody else's transaction.
+
+    Args:
+        connection: In that transaction.
+        key: Its key in the storage.
+        key_id: Whose it is.
+        content_type: What it is served as.
+        size: In bytes.
+        lifecycle: How long it is kept, from now, and who may read it.
+        request_id: What made it; None for an upload.
+    """
     values = _row_of(key, key_id, content_type, lifecycle)
     expires_at = None if lifecycle.seconds is None else now() + lifecycle.seconds
     row = values | {"size": size, "request_id": request_id, "expires_at": expires_at}
@@ -145,29 +155,6 @@ class Files:
     def __init__(self, database: Database) -> None:
         """Use a database that is open."""
         self._database = database
-
-    @uninterrupted
-    async def register(
-        self,
-        key: str,
-        key_id: str,
-        content_type: str,
-        size: int,
-        lifecycle: Lifecycle,
-        request_id: str | None = None,
-    ) -> None:
-        """Record a file that is whole.
-
-        Args:
-            key: Its key in the storage.
-            key_id: Whose it is.
-            content_type: What it is served as.
-            size: In bytes.
-            lifecycle: How long it is kept, from now, and who may read it.
-            request_id: What made it; None for an upload.
-        """
-        async with self._database.transaction() as connection:
-            await insert_file(connection, key, key_id, content_type, size, lifecycle, request_id)
 
     @uninterrupted
     async def begin(self, key: str, key_id: str, content_type: str, lifecycle: Lifecycle) -> None:

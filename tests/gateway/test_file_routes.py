@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.queue.files import Acl, AclRule, Files, Lifecycle
+from deployments.queue.files import Acl, AclRule, Lifecycle
 from deployments.queue.keys import Keys
+from tests.conftest import add_file
 from tests.gateway.conftest import Gateway, messages
 
 CONTENT = bytes(range(256)) * 10
@@ -271,8 +272,7 @@ SETTINGS = "/v1/storage/settings"
 
 async def own(gateway: Gateway, content_type: str = "video/mp4", owner: str = OWNER, **lifecycle: Any) -> None:
     """Give the file of this module to a key."""
-    files = Files(gateway.store.database)
-    await files.register(KEY, owner, content_type, SIZE, Lifecycle(**lifecycle))
+    await add_file(gateway.store.database, KEY, owner, content_type, SIZE, Lifecycle(**lifecycle))
 
 
 async def stranger(gateway: Gateway) -> tuple[str, dict[str, str]]:

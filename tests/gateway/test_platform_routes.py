@@ -17,7 +17,7 @@ from deployments.queue.files import Files, Lifecycle
 from deployments.queue.keys import Keys, Scope
 from deployments.queue.store import RequestStore
 from deployments.storage import FileStorage
-from tests.conftest import Server
+from tests.conftest import Server, add_file
 from tests.gateway.conftest import (
     FAST,
     INPUT,
@@ -525,9 +525,8 @@ async def made(gateway: Gateway, tmp_path: Path) -> tuple[str, str, str]:
     video = await gateway.storage.put(source, "b/2/clip.mp4")
     request_id = await gateway.submit(json={"image_url": picture.url})
     await gateway.finish(await gateway.claim(), {"image": video.model_dump(), "seed": 7})
-    files = Files(gateway.store.database)
-    await files.register("b/1/picture.png", "id", "image/png", 5, Lifecycle())
-    await files.register("b/2/clip.mp4", "id", "video/mp4", 5, Lifecycle(), request_id)
+    await add_file(gateway.store.database, "b/1/picture.png", "id", "image/png", 5, Lifecycle())
+    await add_file(gateway.store.database, "b/2/clip.mp4", "id", "video/mp4", 5, Lifecycle(), request_id)
     return request_id, picture.url, video.url
 
 

@@ -17,6 +17,7 @@ from deployments.queue.keys import Keys
 from deployments.queue.secrets import Secrets
 from deployments.queue.store import Outcome
 from deployments.queue.tables import request_io, requests
+from tests.conftest import add_file
 from tests.gateway.conftest import FAST, INPUT, KEY, OUTPUT, OWNER, SVD, URL, Gateway
 
 
@@ -141,10 +142,9 @@ async def test_the_files_of_a_request_live_as_it_asked(gateway: Gateway) -> None
 
 @pytest.mark.parametrize("decision", ["forbid", "hide"])
 async def test_a_file_that_its_owner_keeps_is_no_input_for_another_key(gateway: Gateway, decision: str) -> None:
-    files = Files(gateway.store.database)
     lifecycle = Lifecycle.parse(json.dumps({"initial_acl": {"default": decision}}))
-    await files.register("b/0123/secret.png", "somebody-else", "image/png", 10, lifecycle)
-    await files.register("b/0123/mine.png", KEY.partition(":")[0], "image/png", 10, lifecycle)
+    await add_file(gateway.store.database, "b/0123/secret.png", "somebody-else", "image/png", 10, lifecycle)
+    await add_file(gateway.store.database, "b/0123/mine.png", KEY.partition(":")[0], "image/png", 10, lifecycle)
 
     refused = await gateway.client.post(f"/{SVD}", json={"image_url": f"{URL}/files/b/0123/secret.png"})
     (detail,) = refused.json()["detail"]
@@ -160,7 +160,7 @@ async def test_a_signed_url_is_an_input_for_any_key(gateway: Gateway) -> None:
     hidden = Lifecycle.parse('{"initial_acl": {"default": "hide"}}')
     keys = Keys(gateway.store.database)
     owner, _ = await keys.create("somebody else")
-    await Files(gateway.store.database).register("b/0123/secret.png", owner.id, "image/png", 10, hidden)
+    await add_file(gateway.store.database, "b/0123/secret.png", owner.id, "image/png", 10, hidden)
     tokens = Tokens(Secrets(gateway.store.database), Authenticator(KEY, keys).is_valid)
     token = await tokens.reading(owner.id, "b/0123/secret.png", 60)
 

@@ -14,6 +14,7 @@ from deployments.queue.files import Acl, AclRule, Files, Lifecycle, sweep
 from deployments.queue.store import RequestStore
 from deployments.queue.tables import files as table
 from deployments.storage import FileStorage
+from tests.conftest import add_file
 
 FORBID = Acl(default="forbid", rules=(AclRule(user="bob", decision="allow"), AclRule(user="eve", decision="hide")))
 
@@ -87,7 +88,7 @@ def test_what_a_lifecycle_does_not_say_comes_from_the_default() -> None:
 
 
 async def test_readers_meet_what_the_acl_decides(files: Files) -> None:
-    await files.register("b/1/clip.mp4", "alice", "video/mp4", 5, Lifecycle(acl=FORBID), "request-1")
+    await add_file(files._database, "b/1/clip.mp4", "alice", "video/mp4", 5, Lifecycle(acl=FORBID), "request-1")
     file = await files.get("b/1/clip.mp4")
 
     assert file
@@ -104,8 +105,8 @@ async def test_readers_meet_what_the_acl_decides(files: Files) -> None:
 
 
 async def test_a_file_is_registered_with_what_made_it(files: Files) -> None:
-    await files.register("b/1/clip.mp4", "alice", "video/mp4", 5, Lifecycle(), "request-1")
-    await files.register("b/2/clip.mp4", "alice", "video/mp4", 6, Lifecycle(), "request-2")
+    await add_file(files._database, "b/1/clip.mp4", "alice", "video/mp4", 5, Lifecycle(), "request-1")
+    await add_file(files._database, "b/2/clip.mp4", "alice", "video/mp4", 6, Lifecycle(), "request-2")
 
     (file,) = await files.of_request("request-1")
     assert (file.key, file.key_id, file.content_type, file.size) == ("b/1/clip.mp4", "alice", "video/mp4", 5)
@@ -142,7 +143,7 @@ async def expired(files: Files, key: str) -> None:
 async def test_an_expired_file_is_gone_at_once_and_swept_later(files: Files, storage: FileStorage) -> None:
     for key, seconds in (("b/1/a.png", 1), ("b/2/b.png", 3600), ("b/3/c.png", None)):
         await storage.write(key, pieces(b"12345"), 10)
-        await files.register(key, "alice", "image/png", 5, Lifecycle(seconds=seconds))
+        await add_file(files._database, key, "alice", "image/png", 5, Lifecycle(seconds=seconds))
     await expired(files, "b/1/a.png")
     file = await files.get("b/1/a.png")
     assert file and file.expired and [file.decide(user) for user in ("alice", None)] == ["hide", "hide"]
@@ -196,7 +197,7 @@ async def test_an_upload_that_is_just_being_finished_is_not_swept(
 
 async def test_a_batch_is_bounded(files: Files, storage: FileStorage) -> None:
     for number in range(3):
-        await files.register(f"b/{number}/a", "alice", "image/png", 5, Lifecycle(seconds=1))
+        await add_file(files._database, f"b/{number}/a", "alice", "image/png", 5, Lifecycle(seconds=1))
     async with asyncio.timeout(10):
         while len(await files.expired()) < 3:
             await asyncio.sleep(0.05)
