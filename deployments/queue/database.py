@@ -68,6 +68,10 @@ class Database:
         """Use an engine from ``open_engine``."""
         self._engine = engine
         self._reader = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._closed = False
+        self._users = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @classmethod
     async def open(cls, url: str) -> Self:
@@ -77,7 +81,9 @@ class Database:
         return cls(engine)
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, once those in use have been given back. Nothing is read or written any more."""
+        self._closed = True
+        await self._idle.wait()
         await self._engine.dispose()
 
     @asynccontextmanager
@@ -88,7 +94,7 @@ class Database:
             Unavailable: The database cannot be written.
         """
         try:
-            async with self._engine.begin() as connection:
+            async with self._in_use(), self._engine.begin() as connection:
                 yield connection
         except STORE_AWAY as error:
             raise Unavailable("The request store cannot be written at the moment") from error
@@ -101,10 +107,24 @@ class Database:
             Unavailable: The database cannot be read.
         """
         try:
-            async with self._reader.connect() as connection:
+            async with self._in_use(), self._reader.connect() as connection:
                 yield connection
         except STORE_AWAY as error:
             raise Unavailable("The request store cannot be read at the moment") from error
+
+    @asynccontextmanager
+    async def _in_use(self) -> AsyncIterator[None]:
+        """Keep ``close`` waiting: a connection that came back after it would never be closed."""
+        if self._closed:
+            raise Unavailable("The request store is closed")
+        self._users += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._idle.set()
 
 
 def open_engine(url: str) -> AsyncEngine:
