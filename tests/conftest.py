@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -19,17 +21,40 @@ from deployments.cli import is_ready
 from deployments.queue.database import Database
 from deployments.queue.files import Lifecycle, insert_file
 from deployments.queue.store import RequestStore
+from loadtest.postgres import Postgres, programs
 
 ROOT = Path(__file__).parents[1]
 READY_SECONDS = 240.0
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[RequestStore]:
+async def store(database_url: str) -> AsyncIterator[RequestStore]:
     """An empty queue."""
-    store = await RequestStore.open(f"sqlite+aiosqlite:///{tmp_path}/queue.db")
+    store = await RequestStore.open(database_url)
     yield store
     await store.close()
+
+
+@pytest.fixture
+def database_url(tmp_path: Path) -> str:
+    """The URL of a database of this test's own. ``tests/queue`` asks for each kind in turn."""
+    return f"sqlite+aiosqlite:///{tmp_path}/queue.db"
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A PostgreSQL server, one for the whole session. Its database ``migrated`` is a template."""
+    if programs() is None:
+        missing("PostgreSQL")
+    server = Postgres(tmp_path_factory.mktemp("postgres") / "server")
+    server.start()
+    asyncio.run(_migrate(server.create("migrated")))
+    yield server
+    server.stop()
+
+
+async def _migrate(url: str) -> None:
+    await (await Database.open(url)).close()
 
 
 async def add_file(
@@ -109,6 +134,11 @@ def need(tool: str) -> str:
     """The path of a program. Without it a test is skipped, but never on CI."""
     path = shutil.which(tool)
     if path is None:
-        message = f"{tool} is not installed"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+        missing(tool)
     return path
+
+
+def missing(what: str) -> NoReturn:
+    """Skip a test for want of a program, but never on CI."""
+    message = f"{what} is not installed"
+    pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)

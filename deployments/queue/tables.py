@@ -42,10 +42,25 @@ requests = Table(
     Column("key_id", Text, nullable=False),
     Column("priority", SmallInteger, nullable=False, comment="0 normal, 1 low: lower goes first"),
     Column("batch_key", Text, nullable=False),
+    Column(
+        "lane",
+        Text,
+        nullable=False,
+        server_default="",
+        comment="One for each priority, key and batch_key: a queue of its own, of which a claim takes the head",
+    ),
     Column("pixel_frames", BigInteger, nullable=False),
     Column("no_retry", Boolean, nullable=False),
     Column("status", String(11), nullable=False),
     Column("attempt", SmallInteger, nullable=False),
+    Column(
+        "crashes",
+        SmallInteger,
+        nullable=False,
+        server_default="0",
+        comment="Attempts under which a replica's process died; from the first on it runs alone",
+    ),
+    Column("not_before", Float, comment="When a lost attempt may be followed by the next"),
     Column("owner", String(36), comment="The dispatcher that holds the current attempt"),
     Column("cancel_requested", Boolean, nullable=False),
     Column("created_at", Float, nullable=False),
@@ -64,6 +79,14 @@ requests = Table(
     Column(
         "previews", SmallInteger, nullable=False, server_default="0", comment="A preview each so many steps; 0, none"
     ),
+)
+Index(
+    "requests_in_lanes",
+    requests.c.model,
+    requests.c.lane,
+    requests.c.seq,
+    sqlite_where=requests.c.status == "IN_QUEUE",
+    postgresql_where=requests.c.status == "IN_QUEUE",
 )
 Index(
     "requests_waiting",
@@ -116,6 +139,13 @@ dispatchers = Table(
     Column("lease_until", Float, nullable=False),
 )
 
+turns = Table(
+    "turns",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("served_at", Float, nullable=False, comment="When a request of this key was last claimed"),
+)
+
 files = Table(
     "files",
     metadata,
@@ -124,6 +154,7 @@ files = Table(
     Column("request_id", String(36), index=True, comment="What made it; null for an upload"),
     Column("content_type", Text, nullable=False),
     Column("size", BigInteger, comment="Null while it is being uploaded"),
+    Column("sha256", String(64), comment="Of its bytes, in hex; null where it was stored by code that did not say"),
     Column("created_at", Float, nullable=False),
     Column("lifetime", Float, comment="Seconds it is kept once it is whole; null for ever"),
     Column("expires_at", Float, index=True, comment="When it, or an upload that was given up, is to be deleted"),

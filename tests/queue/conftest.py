@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+import pytest
 
 from deployments.queue.request import NewRequest
+from loadtest.postgres import Postgres
 
 MODEL = "fal-ai--svd"
 
@@ -18,3 +23,12 @@ def new_request(**changes: Any) -> NewRequest:
         "pixel_frames": 1000,
     }
     return NewRequest(**(values | changes))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Both stores keep the same contract."""
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path}/queue.db"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.create(f"test_{uuid4().hex}", template="migrated")
