@@ -14,6 +14,7 @@
     │   ├── InternalError          500
     │   ├── RunnerDisconnected     503, another attempt may succeed
     │   ├── Unavailable            503
+    │   ├── StorageUnavailable     503, another attempt may succeed
     │   └── StartTimeout           504
     └── ModelError                 what the model says of its input: {"detail": [{loc, msg, type, …}]}
         ├── InvalidInput           422, from pydantic
@@ -26,7 +27,8 @@
         ├── InvalidArchive         422
         ├── ArchiveFileCountBelowMinimum    422
         ├── ArchiveFileCountExceedsMaximum  422
-        └── FeatureNotSupported    422
+        ├── FeatureNotSupported    422
+        └── GenerationTimeout      504
 
 HTTP status, fal's type name and whether another attempt may help stand on the class (fal's error reference). A
 ``Failure`` is the same thing as a value: what a replica sends back and what a row keeps.
@@ -155,6 +157,12 @@ class Unavailable(PlatformError):
     status, type = 503, "internal_error"
 
 
+class StorageUnavailable(PlatformError):
+    """The file storage takes nothing at the moment: it is full, or cannot be reached."""
+
+    status, type, retryable = 503, "internal_error", True
+
+
 class StartTimeout(PlatformError):
     """The request did not start within the time its caller gave it (``X-Fal-Request-Timeout``)."""
 
@@ -263,6 +271,12 @@ class FeatureNotSupported(ModelError):
     """A part of fal's API that this server does not offer."""
 
     type = "feature_not_supported"
+
+
+class GenerationTimeout(ModelError):
+    """The run took longer than it may."""
+
+    status, type = 504, "generation_timeout"
 
 
 def _detail(loc: Loc, msg: str, kind: str, ctx: Mapping[str, Any], value: Any) -> dict[str, Any]:

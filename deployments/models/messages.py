@@ -19,6 +19,7 @@ class Attempt:
         endpoint: fal's endpoint id.
         input: The checked input as JSON.
         previews: A picture of the clip so far each so many steps; 0 for none.
+        alone: Whether nothing else may run on its replica meanwhile: a replica has died under this request.
     """
 
     request_id: str
@@ -26,15 +27,24 @@ class Attempt:
     endpoint: str
     input: str
     previews: int = 0
+    alone: bool = False
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file that a replica has put into the file storage; ``size`` in bytes."""
+    """A file that a replica has put into the file storage; ``size`` in bytes, ``sha256`` in hex."""
 
     key: str
     content_type: str
     size: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The replica has begun to work on these requests of a batch: if it dies now, they may be why."""
+
+    request_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -88,4 +98,4 @@ class Dropped:
     request_id: str
 
 
-Event = Progress | Finished | Failed | Dropped
+Event = Begun | Progress | Finished | Failed | Dropped
