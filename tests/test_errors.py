@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from deployments import errors
-from deployments.errors import InvalidInput, ModelError, PlatformError, ServingError
+from deployments.errors import GenerationTimeout, InvalidInput, ModelError, PlatformError, ServingError
 
 ABSTRACT = (ServingError, PlatformError, ModelError)
 TREE = errors.__doc__.split("\n\n")[1]
@@ -95,7 +95,7 @@ def test_a_platform_error_is_a_string_and_a_type(cls: type[ServingError]) -> Non
 
 @pytest.mark.parametrize("cls", [cls for cls in CONCRETE if issubclass(cls, ModelError) and cls is not InvalidInput])
 def test_a_model_error_is_fals_list_of_details(cls: type[ServingError]) -> None:
-    assert cls.status == 422
+    assert cls.status == (504 if cls is GenerationTimeout else 422)
     assert example(cls).body() == {
         "detail": [
             {

@@ -31,7 +31,7 @@ from deployments.inference.clips import make_clip, open_clip
 from deployments.inference.encode import encode_mp4, save_preview
 from deployments.inference.fetch import FileSource
 from deployments.models.base import Clip, Endpoint, ImageToVideoInput, Plan, VideoInput, VideoModel
-from deployments.models.messages import Attempt, Dropped, Event, Failed, Finished, Progress, StoredFile
+from deployments.models.messages import Attempt, Begun, Dropped, Event, Failed, Finished, Progress, StoredFile
 from deployments.models.text_to_video import TextToVideo, TextToVideoInput
 from deployments.storage import File, FileStorage, new_key
 
@@ -107,7 +107,7 @@ class VideoReplica:
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
 
     async def generate(self, attempts: list[Attempt]) -> AsyncIterator[Event]:
-        """Run a batch. Every attempt ends in exactly one Finished, Failed or Dropped; Progress comes in between."""
+        """Run a batch. It begins with a Begun; every attempt ends in exactly one Finished, Failed or Dropped."""
         events: asyncio.Queue[Event | None] = asyncio.Queue()
         run = asyncio.create_task(self._run(attempts, events.put_nowait))
         run.add_done_callback(lambda _: events.put_nowait(None))
@@ -121,6 +121,7 @@ class VideoReplica:
     async def _run(self, attempts: Sequence[Attempt], emit: Emit) -> None:
         began = time.monotonic()
         abandoned: set[str] = set()
+        emit(Begun(tuple(attempt.request_id for attempt in attempts)))
         asking = asyncio.create_task(self._ask(attempts, abandoned))
         try:
             prepared = await asyncio.gather(*(self._prepare(attempt, emit) for attempt in attempts))

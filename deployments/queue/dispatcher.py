@@ -22,7 +22,7 @@ from ray.serve.exceptions import RayServeException
 
 from deployments import logs
 from deployments.errors import ClientCancelled, RunnerServerError, Unavailable
-from deployments.models.messages import Attempt, Dropped, Event, Failed, Finished, Progress, StoredFile
+from deployments.models.messages import Attempt, Begun, Dropped, Event, Failed, Finished, Progress, StoredFile
 from deployments.queue.request import LogLine
 from deployments.queue.store import BatchLimits, Outcome, RequestStore
 
@@ -193,6 +193,8 @@ class Dispatcher:
             await self._persist(self._store.lose, attempt, reason)
 
     async def _on_event(self, event: Event, running: dict[str, Attempt]) -> None:
+        if isinstance(event, Begun):
+            return
         if isinstance(event, Progress):
             ids = [request_id for request_id in event.request_ids if request_id in running]
             self._note(event, ids)

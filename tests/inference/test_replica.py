@@ -25,7 +25,7 @@ from deployments.inference.fetch import FileSource
 from deployments.inference.replica import Paint, PictureReplica, VideoReplica
 from deployments.models.base import Clip, Endpoint, Keep, Size, VideoConfig, VideoInput, VideoModel
 from deployments.models.fast_svd_lcm import FastSVDLCM, FastSVDLCMInput
-from deployments.models.messages import Attempt, Dropped, Event, Failed, Finished, Progress
+from deployments.models.messages import Attempt, Begun, Dropped, Event, Failed, Finished, Progress
 from deployments.models.svd import SVD
 from deployments.models.text_to_video import TextToVideo, TextToVideoConfig, TextToVideoInput
 from deployments.storage import File, FileStorage
@@ -176,7 +176,7 @@ def ends(events: Sequence[Event]) -> dict[str, Finished | Failed | Dropped]:
     """How each request ended; a request that ends twice is a failure of the test."""
     found: dict[str, Finished | Failed | Dropped] = {}
     for event in events:
-        if not isinstance(event, Progress):
+        if not isinstance(event, Progress | Begun):
             assert event.request_id not in found
             found[event.request_id] = event
     return found
@@ -248,7 +248,7 @@ async def test_progress_is_told_after_each_step(replica: VideoReplica) -> None:
 
     told = [event for event in events if isinstance(event, Progress)]
     assert told == [Progress(("a", "b"), f"Step {step}/3", step / 3) for step in (1, 2, 3)]
-    assert events[:3] == told
+    assert events[:4] == [Begun(("a", "b")), *told]
 
 
 async def test_a_text_to_video_clip_starts_from_the_painted_picture(
