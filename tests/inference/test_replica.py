@@ -519,7 +519,7 @@ async def test_closing_the_generator_stops_the_work(replica: VideoReplica, model
 
     model.before_step = before_step
     async with aclosing(replica.generate([attempt("a", steps=20)])) as events:
-        assert await anext(events) == Progress(("a",), "Step 1/20", 0.05)
+        assert [await anext(events) for _ in range(2)] == [Begun(("a",)), Progress(("a",), "Step 1/20", 0.05)]
         await until(gate.reached)
     gate.open()
     await until(model.ended)
