@@ -218,7 +218,9 @@ class RequestStore:
         return {model for model, answer in zip(models, answers, strict=True) if answer}
 
     @uninterrupted
-    async def claim(self, model: str, owner: str, limits: BatchLimits) -> list[Attempt]:
+    async def claim(
+        self, model: str, owner: str, limits: BatchLimits, max_running_per_key: int | None = None
+    ) -> list[Attempt]:
         """Take the request whose turn it is, and those behind it that may share its batch.
 
         Another claimer skips these rows and takes the next ones. The rows come in queue order. A request whose attempt
@@ -239,11 +241,15 @@ class RequestStore:
                 update(requests)
                 .where(_columns.seq.in_(select(members.c.seq)))
                 .values(status=RequestStatus.IN_PROGRESS, attempt=_columns.attempt + 1, owner=owner, started_at=now())
-                .returning(*order, _columns.id, _columns.attempt, _columns.endpoint, _columns.previews)
+                .returning(
+                    *order, _columns.id, _columns.attempt, _columns.endpoint, _columns.previews, _columns.crashes
+                )
             )
             rows = sorted(taken, key=lambda row: (row.priority, row.seq))
             inputs = await _inputs(connection, [row.id for row in rows])
-        return [Attempt(row.id, row.attempt, row.endpoint, inputs[row.id], row.previews) for row in rows]
+        return [
+            Attempt(row.id, row.attempt, row.endpoint, inputs[row.id], row.previews, row.crashes > 0) for row in rows
+        ]
 
     @uninterrupted
     async def complete(self, attempt: Attempt, owner: str, outcome: Outcome) -> bool:
@@ -252,8 +258,18 @@ class RequestStore:
             return bool(await _end(connection, _fence(attempt, owner), outcome))
 
     @uninterrupted
-    async def lose(self, attempt: Attempt, owner: str, reason: str) -> bool:
-        """Record that an attempt was lost with its replica: the request goes back to its place in the queue."""
+    async def lose(
+        self, attempt: Attempt, owner: str, reason: str, *, crashed: bool = False, retry_seconds: float = 0.0
+    ) -> bool:
+        """Record that an attempt was lost with its replica: the request goes back to its place in the queue.
+
+        Args:
+            attempt: The one that was lost.
+            owner: Whose it was.
+            reason: For the request's log.
+            crashed: Whether the replica's process died by itself under it.
+            retry_seconds: How long the next attempt waits.
+        """
         async with self.database.transaction() as connection:
             return bool(await _requeue(connection, _fence(attempt, owner), reason))
 
@@ -285,8 +301,11 @@ class RequestStore:
                 await connection.execute(insert(dispatchers).values(owner=owner, lease_until=until))
 
     @uninterrupted
-    async def give_back(self, owner: str) -> None:
-        """End a dispatcher's lease now; what it still held goes back to the queue."""
+    async def give_back(self, owner: str, unbegun: Collection[str] = ()) -> None:
+        """End a dispatcher's lease now; what it still held goes back to the queue.
+
+        What had not begun (``unbegun``, request ids) goes back as if it had never been claimed.
+        """
         async with self.database.transaction() as connection:
             await connection.execute(delete(dispatchers).where(dispatchers.c.owner == owner))
             await _requeue(connection, and_(_in_progress, _columns.owner == owner), "the dispatcher stopped")
