@@ -28,11 +28,16 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore
 from pydantic import BaseModel
 
-from deployments.errors import BadRequest, NotFound, PayloadTooLarge, Unavailable
+from deployments.errors import BadRequest, NotFound, PayloadTooLarge, StorageUnavailable
 
 _CHUNK = 1024 * 1024
 _WRITTEN_AT_ONCE = 256 * 1024
 _PARTS = ".parts"
+_PROBE = b"svd-serve" * 100_000  # about a clip: a disk that has room for a few bytes only is full
+
+CHECK_SECONDS = 5.0
+"""A storage that takes longer to answer is away."""
+
 _STORE_AWAY = (BaseError, OSError)
 
 
@@ -82,10 +87,31 @@ class FileStorage:
             raise ValueError(f"SVD_STORAGE_URL must be a file:/// URL, not {parts.scheme}://")
         return cls(Path(unquote(parts.path)), public_url)
 
+    async def check(self) -> None:
+        """Write, read and delete a file that nobody sees.
+
+        Raises:
+            StorageUnavailable: The storage does not take it, or does not give it back, within ``CHECK_SECONDS``.
+        """
+        key = f"check-{uuid4().hex}/1"
+        with _told_as_unavailable():
+            async with asyncio.timeout(CHECK_SECONDS):
+                try:
+                    await obstore.put_async(self._parts, key, _PROBE)
+                    if bytes(await obstore.get_range_async(self._parts, key, start=0, end=len(_PROBE))) != _PROBE:
+                        raise StorageUnavailable("The file storage does not give back what it was given")
+                finally:
+                    await obstore.delete_async(self._parts, key)
+
     async def put(self, source: Path, key: str) -> File:
-        """Store a copy of a file. On return it is on the disk, whole."""
-        await obstore.put_async(self._store, key, source)
-        await asyncio.to_thread(_sync_to_disk, self._directory / key)
+        """Store a copy of a file. On return it is on the disk, whole; after any error nothing is left.
+
+        Raises:
+            StorageUnavailable: The storage takes nothing at the moment.
+        """
+        with _told_as_unavailable():
+            await obstore.put_async(self._store, key, source)
+            await asyncio.to_thread(_sync_to_disk, self._directory / key)
         stat = await self.stat(key)
         return File(url=self.url_of(key), content_type=stat.content_type, file_name=Path(key).name, file_size=stat.size)
 
@@ -94,7 +120,7 @@ class FileStorage:
 
         Raises:
             PayloadTooLarge: There are more than ``max_bytes`` bytes; the rest was not read.
-            Unavailable: The storage takes nothing at the moment.
+            StorageUnavailable: The storage takes nothing at the moment.
         """
         await _write(self._store, key, pieces, max_bytes)
         await asyncio.to_thread(_sync_to_disk, self._directory / key)
@@ -105,7 +131,7 @@ class FileStorage:
 
         Raises:
             PayloadTooLarge: The upload has more than ``max_bytes`` bytes with it.
-            Unavailable: The storage takes nothing at the moment.
+            StorageUnavailable: The storage takes nothing at the moment.
         """
         key = f"{upload}/{number}"
         await _write(self._parts, key, pieces, max_bytes - await self._size_beside(upload, number))
@@ -122,7 +148,7 @@ class FileStorage:
         Raises:
             BadRequest: A part is missing, or is not the one that was meant.
             PayloadTooLarge: Together they have more than ``max_bytes`` bytes.
-            Unavailable: The storage takes nothing at the moment.
+            StorageUnavailable: The storage takes nothing at the moment.
         """
         present = {(Path(meta["path"]).name, _bare(meta["e_tag"])) for meta in await self._list_parts(upload)}
         for number, etag in parts:
@@ -257,7 +283,7 @@ def _told_as_unavailable() -> Iterator[None]:
     try:
         yield
     except _STORE_AWAY as error:
-        raise Unavailable("The file cannot be stored at the moment") from error
+        raise StorageUnavailable("The file storage takes nothing at the moment") from error
 
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deployments.errors import BadRequest, NotFound, PayloadTooLarge, Unavailable
+from deployments.errors import BadRequest, NotFound, PayloadTooLarge, StorageUnavailable
 from deployments.storage import FileStorage, new_key
 
 URL = "https://svd.example.com"
@@ -249,7 +249,7 @@ async def test_a_disk_that_takes_nothing_is_told_without_a_path(storage: FileSto
     (tmp_path / "files" / "b").mkdir()
     (tmp_path / "files" / "b" / "1").write_bytes(b"")  # no directory can be made where a file is
 
-    with pytest.raises(Unavailable) as caught:
+    with pytest.raises(StorageUnavailable) as caught:
         await storage.write("b/1/clip.mp4", pieces(CONTENT), len(CONTENT))
     assert str(tmp_path) not in caught.value.message
 
@@ -312,3 +312,20 @@ async def test_parts_are_no_files(storage: FileStorage, key: str) -> None:
     await storage.write_part("1", 1, pieces(b"x"), 10)
     with pytest.raises(NotFound):
         await storage.stat(key)
+
+
+async def test_a_check_leaves_nothing(storage: FileStorage, tmp_path: Path) -> None:
+    await storage.check()
+    assert await left_in(tmp_path) == []
+
+
+async def test_a_check_fails_where_nothing_can_be_put(storage: FileStorage, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "files" / ".parts").rmdir()
+    (tmp_path / "files" / ".parts").write_bytes(b"")  # no directory can be made where a file is
+    (tmp_path / "files" / "b").write_bytes(b"")
+
+    with pytest.raises(StorageUnavailable) as caught:
+        await storage.check()
+    assert str(tmp_path) not in caught.value.message
+    with pytest.raises(StorageUnavailable):
+        await storage.put(source, "b/1/clip.mp4")
