@@ -3,7 +3,8 @@
     attempts ──▶ prepare (fetch or paint, crop) ──▶ the device's one thread ──▶ encode, store ──▶ events
 
 Only the middle stage needs the device. A second batch prepares while the first denoises, and the device goes on with it
-while the first is encoded; the event loop stays free for health checks all the while.
+while the first is encoded; the event loop stays free for health checks all the while. A batch of a request under which
+a replica has died has the whole replica to itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import logging
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from deployments import logs
-from deployments.errors import RunnerDisconnected, RunnerServerError, ServingError
+from deployments.errors import RunnerDisconnected, RunnerServerError, ServingError, StorageUnavailable
 from deployments.inference.clips import make_clip, open_clip
 from deployments.inference.encode import encode_mp4, save_preview
 from deployments.inference.fetch import FileSource
@@ -47,6 +48,9 @@ Paint = Callable[[str], Awaitable["Image.Image"]]
 
 ASK_SECONDS = 0.2
 """How often a replica asks whether its attempts are still wanted."""
+
+STUCK_SECONDS = 30.0
+"""How long the device may stay with a batch that was stopped. A step takes seconds; longer, and it never comes back."""
 
 
 def open_device() -> str:
@@ -105,6 +109,14 @@ class VideoReplica:
         self._files = files
         self._find_abandoned = find_abandoned
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self._turns = Turns()
+        self._stopped_at: dict[Future[Any], float] = {}
+
+    def check_health(self) -> None:
+        """Fail when the device does not come back, so that Serve replaces this replica."""
+        self._stopped_at = {batch: since for batch, since in self._stopped_at.items() if not batch.done()}
+        if any(time.monotonic() - since > STUCK_SECONDS for since in self._stopped_at.values()):
+            raise RuntimeError(f"the device has not come back from a batch stopped {STUCK_SECONDS:.0f} s ago")
 
     async def generate(self, attempts: list[Attempt]) -> AsyncIterator[Event]:
         """Run a batch. It begins with a Begun; every attempt ends in exactly one Finished, Failed or Dropped."""
@@ -119,9 +131,13 @@ class VideoReplica:
             run.cancel()
 
     async def _run(self, attempts: Sequence[Attempt], emit: Emit) -> None:
+        async with self._turns.turn(alone=any(attempt.alone for attempt in attempts)):
+            emit(Begun(tuple(attempt.request_id for attempt in attempts)))
+            await self._work(attempts, emit)
+
+    async def _work(self, attempts: Sequence[Attempt], emit: Emit) -> None:
         began = time.monotonic()
         abandoned: set[str] = set()
-        emit(Begun(tuple(attempt.request_id for attempt in attempts)))
         asking = asyncio.create_task(self._ask(attempts, abandoned))
         try:
             prepared = await asyncio.gather(*(self._prepare(attempt, emit) for attempt in attempts))
@@ -172,16 +188,20 @@ class VideoReplica:
 
         def denoise() -> tuple[list[np.ndarray | None], float]:
             start = time.monotonic()
+            loop.call_soon_threadsafe(emit, Begun(ids, on_device=True))
             return self._model.generate([member.clip for member in group], steps, keep), time.monotonic() - start
 
+        running = self._device.submit(denoise)
         try:
-            clips, seconds = await loop.run_in_executor(self._device, denoise)
+            clips, seconds = await asyncio.wrap_future(running)
         except Exception as error:
             for member in group:
                 emit(_failed(member.attempt, error))
             return
         finally:
             stopped = True  # the thread cannot be cancelled; it ends at its next step
+            if not running.done():
+                self._stopped_at[running] = time.monotonic()
         await asyncio.gather(
             *(
                 self._deliver(member, frames, emit, began, seconds / len(group))
@@ -216,7 +236,7 @@ class VideoReplica:
         """Called in the device's thread: store a preview beside the work, and tell of it."""
 
         async def tell() -> None:
-            with logs.request_context(request_id), contextlib.suppress(OSError):  # a picture is not worth a clip
+            with logs.request_context(request_id), contextlib.suppress(OSError, StorageUnavailable):  # not worth a clip
                 _, stored = await self._store("preview.jpg", lambda path: save_preview(frame, path))
                 emit(Progress((request_id,), f"Preview of step {done}/{steps}", done / steps, stored))
 
@@ -230,6 +250,35 @@ class VideoReplica:
             await asyncio.to_thread(write, path)
             file = await self._storage.put(path, key)
         return file, StoredFile(key, file.content_type, file.file_size)
+
+
+class Turns:
+    """Whose turn it is on a replica: many batches may run beside each other, or one alone."""
+
+    def __init__(self) -> None:
+        """Nothing runs."""
+        self._running = 0
+        self._alone = False
+        self._changed = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def turn(self, *, alone: bool) -> AsyncIterator[None]:
+        """Wait for a turn and keep it. Who wants to be alone is waited for by all who come later."""
+        await self._until(lambda: not self._alone)
+        self._alone = alone
+        self._running += 1
+        try:
+            await self._until(lambda: not alone or self._running == 1)
+            yield
+        finally:
+            self._running -= 1
+            self._alone = self._alone and not alone
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await self._changed.wait()
 
 
 class PictureReplica:

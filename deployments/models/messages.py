@@ -42,9 +42,15 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Begun:
-    """The replica has begun to work on these requests of a batch: if it dies now, they may be why."""
+    """The replica has begun to work on these requests of a batch: if it dies now, they may be why.
+
+    Attributes:
+        request_ids: Whose.
+        on_device: Whether the device has them now; they do not wait for their pictures or their turn any more.
+    """
 
     request_ids: tuple[str, ...]
+    on_device: bool = False
 
 
 @dataclass(frozen=True)

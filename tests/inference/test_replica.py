@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from ray.exceptions import RayActorError
 
-from deployments.errors import ImageTooSmall, RunnerServerError, Unavailable
+from deployments.errors import ImageTooSmall, RunnerServerError, StorageUnavailable, Unavailable
 from deployments.inference import replica as replica_module
 from deployments.inference.fetch import FileSource
 from deployments.inference.replica import Paint, PictureReplica, VideoReplica
@@ -248,7 +248,8 @@ async def test_progress_is_told_after_each_step(replica: VideoReplica) -> None:
 
     told = [event for event in events if isinstance(event, Progress)]
     assert told == [Progress(("a", "b"), f"Step {step}/3", step / 3) for step in (1, 2, 3)]
-    assert events[:4] == [Begun(("a", "b")), *told]
+    begun = [Begun(("a", "b")), Begun(("a", "b"), on_device=True)]
+    assert events[:5] == [*begun, *told]
 
 
 async def test_a_text_to_video_clip_starts_from_the_painted_picture(
@@ -519,7 +520,7 @@ async def test_closing_the_generator_stops_the_work(replica: VideoReplica, model
 
     model.before_step = before_step
     async with aclosing(replica.generate([attempt("a", steps=20)])) as events:
-        assert [await anext(events) for _ in range(2)] == [Begun(("a",)), Progress(("a",), "Step 1/20", 0.05)]
+        assert [type(await anext(events)) for _ in range(3)] == [Begun, Begun, Progress]
         await until(gate.reached)
     gate.open()
     await until(model.ended)
@@ -676,3 +677,76 @@ async def test_a_picture_replica_paints_beside_the_event_loop() -> None:
 
     picture = await painter.paint(json.dumps({"prompt": "a cat", "seed": 9}))
     assert picture.getpixel((0, 0)) == (9, 0, 0)
+
+
+# ---------------------------------------------------------------- alone, and stuck
+
+
+async def test_a_suspect_runs_when_the_replica_is_empty_and_keeps_it_for_itself(
+    replica: VideoReplica, model: DrawnModel
+) -> None:
+    gate = model.before_step = Gate(at=1)
+    before = asyncio.create_task(run(replica, attempt("before")))
+    await until(gate.reached)
+    suspect = dataclasses.replace(attempt("suspect"), alone=True)
+    async with aclosing(replica.generate([suspect])) as suspected, aclosing(replica.generate([attempt("c")])) as after:
+        first, later = [asyncio.ensure_future(anext(events)) for events in (suspected, after)]
+        await asyncio.sleep(0.05)
+        assert not first.done(), "it has begun beside another"
+        gate.open()
+        assert kinds(await before) == {"before": "Finished"}
+        assert await first == Begun(("suspect",))
+        assert not later.done(), "another has begun beside it"
+        assert kinds([event async for event in suspected]) == {"suspect": "Finished"}
+        assert await later == Begun(("c",))
+        assert kinds([event async for event in after]) == {"c": "Finished"}
+
+
+async def test_a_suspect_that_is_given_up_while_it_waits_leaves_the_replica_to_others(
+    replica: VideoReplica, model: DrawnModel
+) -> None:
+    gate = model.before_step = Gate(at=1)
+    before = asyncio.create_task(run(replica, attempt("before")))
+    await until(gate.reached)
+    suspect = asyncio.create_task(run(replica, dataclasses.replace(attempt("suspect"), alone=True)))
+    await asyncio.sleep(0.02)
+    suspect.cancel()
+    after = asyncio.create_task(run(replica, attempt("after")))
+    gate.open()
+
+    assert kinds(await before) | kinds(await after) == {"before": "Finished", "after": "Finished"}
+
+
+async def test_a_device_that_does_not_come_back_fails_the_health_check(
+    replica: VideoReplica, model: DrawnModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica_module, "STUCK_SECONDS", 0.1)
+    gate = model.before_step = Gate(at=1)
+    running = asyncio.create_task(run(replica, attempt("a")))
+    await until(gate.reached)
+    await asyncio.sleep(0.2)
+    replica.check_health()  # a long step of a batch that is wanted is no fault
+    running.cancel()
+    await asyncio.wait([running])
+    replica.check_health()
+    await asyncio.sleep(0.2)
+    with pytest.raises(RuntimeError, match="has not come back"):
+        replica.check_health()
+    gate.open()
+    await until(model.ended)
+    assert kinds(await run(replica, attempt("b"))) == {"b": "Finished"}
+    replica.check_health()
+
+
+async def test_a_storage_that_is_away_fails_the_attempt_and_not_the_request(
+    model: DrawnModel, storage: FileStorage, callers: Callers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(source: Path, key: str) -> File:
+        raise StorageUnavailable("The file storage takes nothing at the moment")
+
+    monkeypatch.setattr(storage, "put", refuse)
+    events = await run(make_replica(model, storage, callers), dataclasses.replace(attempt("a"), previews=1))
+
+    [failed] = ends(events).values()
+    assert isinstance(failed, Failed)
+    assert failed.failure.retryable
