@@ -68,6 +68,8 @@ def build_app(args: AppArgs) -> Application:
             max_upload_bytes=settings.max_upload_bytes,
             webhook_ip_ranges=[str(network) for network in settings.webhook_ip_ranges],
             runners=count_replicas,
+            keep_payloads_days=settings.keep_payloads_days,
+            keep_requests_days=settings.keep_requests_days,
         )
 
     return serve.deployment(name=GATEWAY)(serve.ingress(build_api)()).bind(dispatcher)

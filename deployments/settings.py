@@ -70,6 +70,12 @@ class Settings(BaseSettings):
     webhook_ip_ranges: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="Where webhooks come from, in CIDR notation with commas between; `/v1/meta` tells it."
     )
+    keep_payloads_days: float = Field(
+        30.0, ge=0, description="How long input, output and log of a request are kept once it has ended; 0, for ever."
+    )
+    keep_requests_days: float = Field(
+        400.0, ge=0, description="How long its row is kept, which reports and billing count; 0, for ever."
+    )
     poll_hold_seconds: float = Field(
         1.0, ge=0, le=30, description="How long a status is held back that its caller has been told already; 0, not."
     )

@@ -38,6 +38,7 @@ from deployments.models.base import Endpoint
 from deployments.queue.files import SWEEP_BATCH, Files, sweep
 from deployments.queue.keys import Keys
 from deployments.queue.reports import Reports
+from deployments.queue.retention import Retention
 from deployments.queue.secrets import Secrets
 from deployments.queue.store import RequestStore
 from deployments.queue.watch import Changes, Positions
@@ -50,6 +51,13 @@ NotReady = Callable[[], Awaitable[str | None]]
 
 SWEEP_SECONDS = 10.0
 """How often expired files are looked for. They are not given out meanwhile."""
+
+DAY_SECONDS = 24 * 3600.0
+RETENTION_SECONDS = 60.0
+"""How often a request is looked for that is older than it is kept."""
+
+BREATH_SECONDS = 0.05
+"""Between two batches of such requests, so that nobody waits for many of them."""
 
 CORS: dict[str, Any] = {
     "allow_origins": ["*"],
@@ -71,6 +79,8 @@ def create_api(
     max_upload_bytes: int = 1024**3,
     webhook_ip_ranges: Sequence[str] = (),
     runners: Runners = no_runners,
+    keep_payloads_days: float = 0.0,
+    keep_requests_days: float = 0.0,
 ) -> ASGIApp:
     """The gateway's HTTP application.
 
@@ -85,6 +95,8 @@ def create_api(
         max_upload_bytes: How large an uploaded file may be.
         webhook_ip_ranges: Where webhooks come from, in CIDR notation.
         runners: Counts the replicas of each deployment.
+        keep_payloads_days: When input, output and log of a request that has ended are deleted; 0 for never.
+        keep_requests_days: When all that is known of it is; 0 for never.
     """
 
     @asynccontextmanager
@@ -124,11 +136,13 @@ def create_api(
             run_router(service),  # last: it takes every path
         ):
             app.include_router(router)
-        sweeper = asyncio.create_task(_sweep_files(service))
+        retention = Retention(store.database, keep_payloads_days * DAY_SECONDS, keep_requests_days * DAY_SECONDS)
+        sweepers = [asyncio.create_task(_sweep_files(service)), asyncio.create_task(_sweep_rows(retention))]
         yield
-        sweeper.cancel()
-        with suppress(asyncio.CancelledError):
-            await sweeper
+        for sweeper in sweepers:
+            sweeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await sweeper
         await changes.close()
         await store.close()
 
@@ -148,6 +162,17 @@ async def _sweep_files(service: Service) -> None:
             swept = 0
         if swept < SWEEP_BATCH:
             await asyncio.sleep(SWEEP_SECONDS)
+
+
+async def _sweep_rows(retention: Retention) -> None:
+    """Delete what is older than it is kept, for as long as this process serves."""
+    while True:
+        try:
+            more = await retention.sweep()
+        except Exception:
+            logger.warning("requests that are too old could not be deleted", exc_info=True)
+            more = False
+        await asyncio.sleep(BREATH_SECONDS if more else RETENTION_SECONDS)
 
 
 def _health_router(store: RequestStore, not_ready: NotReady) -> APIRouter:
