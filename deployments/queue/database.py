@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, event, make_url
+from sqlalchemy import Connection, event, func, make_url, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -30,8 +30,7 @@ from deployments.errors import Unavailable
 
 SQLITE_BUSY_SECONDS = 10
 MIGRATION_LOCK = 0x5BD5E47E
-"""Any number, as long as nobody else's lock has it. SQLite needs none: its transactions write one at a time."""
-
+"""Any number, as long as nobody else's lock has it."""
 
 STORE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError, OSError)
 """What the drivers raise when the database cannot be reached, is full, or has no connection free."""
@@ -125,6 +124,12 @@ class Database:
             self._users -= 1
             if not self._users:
                 self._idle.set()
+
+
+async def serialise(connection: AsyncConnection, lock: int) -> None:
+    """Let one transaction at a time go on from here. SQLite's are so from their beginning."""
+    if connection.dialect.name == "postgresql":
+        await connection.execute(select(func.pg_advisory_xact_lock(lock)))
 
 
 def open_engine(url: str) -> AsyncEngine:

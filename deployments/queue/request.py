@@ -17,6 +17,9 @@ from sqlalchemy import Row
 MAX_ATTEMPTS = 10
 """Runs of one request before it fails for good (fal's figure)."""
 
+MAX_CRASHES_ALONE = 3
+"""A request under which a replica's process died runs alone from then on; if it dies so often again, that was it."""
+
 
 class RequestStatus(StrEnum):
     """Where a request is. Failure and cancellation are outcomes of COMPLETED, as on fal."""

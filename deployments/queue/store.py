@@ -13,17 +13,27 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import ColumnElement, String, and_, delete, exists, func, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deployments.errors import BadRequest, ClientCancelled, Failure, NotFound, RunnerDisconnected, StartTimeout
+from deployments.errors import (
+    BadRequest,
+    ClientCancelled,
+    Failure,
+    NotFound,
+    RunnerDisconnected,
+    RunnerServerError,
+    StartTimeout,
+)
 from deployments.models.messages import Attempt, StoredFile
-from deployments.queue.database import Database, uninterrupted
+from deployments.queue import turns
+from deployments.queue.database import Database, serialise, uninterrupted
 from deployments.queue.files import Lifecycle, insert_file
 from deployments.queue.outbox import add_webhook, make_due
 from deployments.queue.request import (
     MAX_ATTEMPTS,
+    MAX_CRASHES_ALONE,
     Cancelled,
     InferenceRequest,
     LogLine,
@@ -32,12 +42,23 @@ from deployments.queue.request import (
     Version,
 )
 from deployments.queue.tables import dispatchers, now, request_io, request_logs, requests
+from deployments.queue.turns import Lane, in_progress, in_queue
+
+CLAIM_LOCK = 0x5BD5C1A1
+"""Any number, as long as nobody else's lock has it."""
 
 _columns = requests.c
-# Written into the statement rather than bound to it, so that a planner can see that a partial index serves.
-_in_queue = _columns.status == literal(RequestStatus.IN_QUEUE, String, literal_execute=True)
-_in_progress = _columns.status == literal(RequestStatus.IN_PROGRESS, String, literal_execute=True)
-_may_start = and_(_in_queue, or_(_columns.start_deadline.is_(None), _columns.start_deadline > now()))
+_in_queue = in_queue()
+_in_progress = in_progress()
+_OF_AN_ATTEMPT = (
+    _columns.seq,
+    _columns.id,
+    _columns.key_id,
+    _columns.attempt,
+    _columns.endpoint,
+    _columns.previews,
+    _columns.crashes,
+)
 
 
 class BatchLimits(BaseModel):
@@ -162,15 +183,14 @@ class RequestStore:
             return [LogLine(**row._mapping) for row in await connection.execute(query)]
 
     @uninterrupted
+    async def lanes(self, model: str) -> list[Lane]:
+        """All that waits for a model."""
+        async with self.database.read() as connection:
+            return await turns.lanes(connection, model)
+
     async def waiting(self, model: str) -> list[tuple[int, int]]:
         """(priority, seq) of every request that waits for a model, in the order in which they will go."""
-        query = (
-            select(_columns.priority, _columns.seq)
-            .where(_columns.model == model, _in_queue)
-            .order_by(_columns.priority, _columns.seq)
-        )
-        async with self.database.read() as connection:
-            return [(row.priority, row.seq) for row in await connection.execute(query)]
+        return turns.in_order(await self.lanes(model))
 
     @uninterrupted
     async def versions(self, request_ids: Iterable[str]) -> dict[str, Version]:
@@ -210,42 +230,37 @@ class RequestStore:
     # ---------------------------------------------------------------- the dispatcher's side
 
     @uninterrupted
-    async def models_with_work(self, models: Collection[str]) -> set[str]:
-        """For which of these models a request waits. One look at the index for each, however long the queue is."""
-        waits = [exists().where(_columns.model == model, _may_start) for model in models]
+    async def models_with_work(self, models: Collection[str], max_running_per_key: int | None = None) -> set[str]:
+        """For which of these models a request may start now.
+
+        One look at an index for each, however long the queue is; with a limit, one for each key that waits.
+        """
+        may_start = [turns.has_work(model, max_running_per_key) for model in models]
         async with self.database.read() as connection:
-            answers = (await connection.execute(select(*waits))).one()
+            answers = (await connection.execute(select(*may_start))).one()
         return {model for model, answer in zip(models, answers, strict=True) if answer}
 
     @uninterrupted
     async def claim(
         self, model: str, owner: str, limits: BatchLimits, max_running_per_key: int | None = None
     ) -> list[Attempt]:
-        """Take the request whose turn it is, and those behind it that may share its batch.
+        """Take the request whose turn it is, and those that may share its batch; ``queue.turns`` says which.
 
-        Another claimer skips these rows and takes the next ones. The rows come in queue order. A request whose attempt
-        was lost runs alone: it may be what killed the replica, and would take its neighbours with it each time.
+        Claims are made one at a time, so that no key gets more than its turn and none runs more than it may.
         """
-        order = (_columns.priority, _columns.seq)
-        waiting = select(_columns.seq, _columns.batch_key, _columns.pixel_frames, _columns.attempt)
-        waiting = waiting.where(_columns.model == model, _may_start).order_by(*order)
         async with self.database.transaction() as connection:
-            head = (await connection.execute(waiting.limit(1).with_for_update(skip_locked=True))).first()
-            if head is None:
+            await serialise(connection, CLAIM_LOCK)
+            batch = await turns.next_batch(connection, model, max_running_per_key, limits.members)
+            if not batch:
                 return []
-            alone = _columns.seq == head.seq
-            fitting = and_(_columns.batch_key == head.batch_key, _columns.attempt == 0)
-            batch = waiting.where(alone if head.attempt else fitting).limit(limits.members(head.pixel_frames))
-            members = batch.with_for_update(skip_locked=True).cte("members")
             taken = await connection.execute(
                 update(requests)
-                .where(_columns.seq.in_(select(members.c.seq)))
+                .where(_columns.seq.in_(batch))
                 .values(status=RequestStatus.IN_PROGRESS, attempt=_columns.attempt + 1, owner=owner, started_at=now())
-                .returning(
-                    *order, _columns.id, _columns.attempt, _columns.endpoint, _columns.previews, _columns.crashes
-                )
+                .returning(*_OF_AN_ATTEMPT)
             )
-            rows = sorted(taken, key=lambda row: (row.priority, row.seq))
+            rows = sorted(taken, key=lambda row: batch.index(row.seq))
+            await turns.note_served(connection, {row.key_id for row in rows})
             inputs = await _inputs(connection, [row.id for row in rows])
         return [
             Attempt(row.id, row.attempt, row.endpoint, inputs[row.id], row.previews, row.crashes > 0) for row in rows
@@ -271,7 +286,17 @@ class RequestStore:
             retry_seconds: How long the next attempt waits.
         """
         async with self.database.transaction() as connection:
-            return bool(await _requeue(connection, _fence(attempt, owner), reason))
+            mine = _fence(attempt, owner)
+            if crashed:
+                await connection.execute(update(requests).where(mine).values(crashes=_columns.crashes + 1))
+            return bool(await _requeue(connection, mine, reason, retry_seconds))
+
+    @uninterrupted
+    async def put_back(self, attempts: Collection[Attempt], owner: str, reason: str) -> None:
+        """Let these attempts, which no replica has begun, go back as if they had never been claimed."""
+        async with self.database.transaction() as connection:
+            for attempt in attempts:
+                await _put_back(connection, _fence(attempt, owner), reason)
 
     @uninterrupted
     async def abandoned(self, attempts: Mapping[str, int]) -> set[str]:
@@ -306,9 +331,11 @@ class RequestStore:
 
         What had not begun (``unbegun``, request ids) goes back as if it had never been claimed.
         """
+        mine = and_(_in_progress, _columns.owner == owner)
         async with self.database.transaction() as connection:
             await connection.execute(delete(dispatchers).where(dispatchers.c.owner == owner))
-            await _requeue(connection, and_(_in_progress, _columns.owner == owner), "the dispatcher stopped")
+            await _put_back(connection, and_(mine, _columns.id.in_(list(unbegun))), "the dispatcher stopped")
+            await _requeue(connection, mine, "the dispatcher stopped")
 
     @uninterrupted
     async def sweep(self, owner: str, held: Collection[str], lease_seconds: float) -> None:
@@ -382,17 +409,33 @@ async def _register(connection: AsyncConnection, request_ids: Sequence[str], mad
             await insert_file(connection, file.key, row.key_id, file.content_type, file.size, lifecycle, row.id)
 
 
-async def _requeue(connection: AsyncConnection, condition: ColumnElement[bool], reason: str) -> list[str]:
+async def _requeue(
+    connection: AsyncConnection, condition: ColumnElement[bool], reason: str, retry_seconds: float = 0.0
+) -> list[str]:
     """Put lost attempts back in the queue, but for those that must end; answer the ids of all."""
-    spent = or_(_columns.no_retry, _columns.attempt >= MAX_ATTEMPTS)
-    failure = RunnerDisconnected(f"The attempt was lost: {reason}").failure()
-    cancelled = await _end(connection, and_(condition, _columns.cancel_requested), _cancelled())
-    ended = await _end(connection, and_(condition, spent), Outcome.of(failure))
-    back = update(requests).where(condition).values(status=RequestStatus.IN_QUEUE, owner=None)
-    requeued = list((await connection.execute(back.returning(_columns.id))).scalars())
+    killer = RunnerServerError("The model's process died each time that it ran this request").failure()
+    lost = RunnerDisconnected(f"The attempt was lost: {reason}").failure()
+    spent = or_(_columns.no_retry, _columns.attempt - _columns.unbegun >= MAX_ATTEMPTS)
+    ended = await _end(connection, and_(condition, _columns.cancel_requested), _cancelled())
+    ended += await _end(connection, and_(condition, _columns.crashes > MAX_CRASHES_ALONE), Outcome.of(killer))
+    ended += await _end(connection, and_(condition, spent), Outcome.of(lost))
+    not_before = now() + retry_seconds if retry_seconds else None
+    back = await _wait_again(connection, condition, not_before=not_before)
     message = f"{RunnerDisconnected.type}: {reason}; retrying"
-    await _log(connection, [LogLine(request_id, message, time.time(), "WARN") for request_id in requeued])
-    return cancelled + ended + requeued
+    await _log(connection, [LogLine(request_id, message, time.time(), "WARN") for request_id in back])
+    return ended + back
+
+
+async def _put_back(connection: AsyncConnection, condition: ColumnElement[bool], reason: str) -> None:
+    """Put attempts back in the queue that have not begun: no blame, and none of the ten is spent."""
+    await _end(connection, and_(condition, _columns.cancel_requested), _cancelled())
+    back = await _wait_again(connection, condition, unbegun=_columns.unbegun + 1)
+    await _log(connection, [LogLine(id, f"{reason}; waiting again", time.time()) for id in back])
+
+
+async def _wait_again(connection: AsyncConnection, condition: ColumnElement[bool], **values: Any) -> list[str]:
+    back = update(requests).where(condition).values(status=RequestStatus.IN_QUEUE, owner=None, **values)
+    return list((await connection.execute(back.returning(_columns.id))).scalars())
 
 
 async def _log(connection: AsyncConnection, lines: Sequence[LogLine]) -> None:

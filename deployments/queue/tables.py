@@ -42,13 +42,6 @@ requests = Table(
     Column("key_id", Text, nullable=False),
     Column("priority", SmallInteger, nullable=False, comment="0 normal, 1 low: lower goes first"),
     Column("batch_key", Text, nullable=False),
-    Column(
-        "lane",
-        Text,
-        nullable=False,
-        server_default="",
-        comment="One for each priority, key and batch_key: a queue of its own, of which a claim takes the head",
-    ),
     Column("pixel_frames", BigInteger, nullable=False),
     Column("no_retry", Boolean, nullable=False),
     Column("status", String(11), nullable=False),
@@ -59,6 +52,13 @@ requests = Table(
         nullable=False,
         server_default="0",
         comment="Attempts under which a replica's process died; from the first on it runs alone",
+    ),
+    Column(
+        "unbegun",
+        SmallInteger,
+        nullable=False,
+        server_default="0",
+        comment="Attempts that were given back before they began; they are none of the ten",
     ),
     Column("not_before", Float, comment="When a lost attempt may be followed by the next"),
     Column("owner", String(36), comment="The dispatcher that holds the current attempt"),
@@ -83,7 +83,18 @@ requests = Table(
 Index(
     "requests_in_lanes",
     requests.c.model,
-    requests.c.lane,
+    requests.c.priority,
+    requests.c.key_id,
+    requests.c.seq,
+    sqlite_where=requests.c.status == "IN_QUEUE",
+    postgresql_where=requests.c.status == "IN_QUEUE",
+)
+Index(
+    "requests_alike",
+    requests.c.model,
+    requests.c.priority,
+    requests.c.batch_key,
+    requests.c.key_id,
     requests.c.seq,
     sqlite_where=requests.c.status == "IN_QUEUE",
     postgresql_where=requests.c.status == "IN_QUEUE",
@@ -99,6 +110,12 @@ Index(
 Index(
     "requests_running",
     requests.c.owner,
+    sqlite_where=requests.c.status == "IN_PROGRESS",
+    postgresql_where=requests.c.status == "IN_PROGRESS",
+)
+Index(
+    "requests_running_of_key",
+    requests.c.key_id,
     sqlite_where=requests.c.status == "IN_PROGRESS",
     postgresql_where=requests.c.status == "IN_PROGRESS",
 )

@@ -8,40 +8,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 from deployments.errors import Unavailable
 from deployments.queue.request import InferenceRequest, RequestStatus, Version
 from deployments.queue.store import RequestStore
+from deployments.queue.turns import Lane, ahead
 
 
 class Positions:
-    """Places in the queue, from a snapshot of each model's waiting requests."""
+    """Places in the queue, from a snapshot of each model's lanes."""
 
     def __init__(self, store: RequestStore, max_age: float = 0.5) -> None:
         """Snapshots are renewed when older than ``max_age`` seconds."""
         self._store = store
         self._max_age = max_age
-        self._snapshots: dict[str, tuple[float, list[tuple[int, int]]]] = {}
+        self._snapshots: dict[str, tuple[float, list[Lane]]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def ahead(self, request: InferenceRequest) -> int:
-        """How many requests go before this one."""
-        return bisect_left(await self._waiting(request.model), (request.priority, request.seq))
+        """How many requests go before this one, if every key has its turn and nothing new comes."""
+        return ahead(await self._lanes(request.model), request.priority, request.key_id, request.seq)
 
     async def depth(self, model: str) -> int:
         """How many requests wait for a model."""
-        return len(await self._waiting(model))
+        return sum(len(lane.seqs) for lane in await self._lanes(model))
 
-    async def _waiting(self, model: str) -> list[tuple[int, int]]:
+    async def _lanes(self, model: str) -> list[Lane]:
         async with self._locks.setdefault(model, asyncio.Lock()):
-            taken, waiting = self._snapshots.get(model, (-self._max_age, []))
+            taken, lanes = self._snapshots.get(model, (-self._max_age, []))
             if time.monotonic() - taken >= self._max_age:
-                waiting = await self._store.waiting(model)
-                self._snapshots[model] = (time.monotonic(), waiting)
-        return waiting
+                lanes = await self._store.lanes(model)
+                self._snapshots[model] = (time.monotonic(), lanes)
+        return lanes
 
 
 class Changes:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from deployments.queue.request import LogLine, Priority, RequestStatus, Version
 from deployments.queue.store import Outcome, RequestStore
+from deployments.queue.turns import Lane
 from deployments.queue.watch import Changes, Positions
 from tests.queue.conftest import MODEL, new_request
 from tests.queue.test_store import ONE, claim_one
@@ -16,9 +17,9 @@ class CountingStore(RequestStore):
 
     asked = 0
 
-    async def waiting(self, model: str) -> list[tuple[int, int]]:
+    async def lanes(self, model: str) -> list[Lane]:
         self.asked += 1
-        return await super().waiting(model)
+        return await super().lanes(model)
 
     async def versions(self, request_ids: Iterable[str]) -> dict[str, Version]:
         self.asked += 1

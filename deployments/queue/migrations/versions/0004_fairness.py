@@ -8,15 +8,8 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Add columns, an index and a table. Code from before this revision goes on beside it: it names none of them."""
+    """Add columns, indexes and a table. Code from before this revision goes on beside it: it names none of them."""
     for column in (
-        sa.Column(
-            "lane",
-            sa.Text,
-            nullable=False,
-            server_default="",
-            comment="One for each priority, key and batch_key: a queue of its own, of which a claim takes the head",
-        ),
         sa.Column(
             "crashes",
             sa.SmallInteger,
@@ -24,13 +17,23 @@ def upgrade() -> None:
             server_default="0",
             comment="Attempts under which a replica's process died; from the first on it runs alone",
         ),
+        sa.Column(
+            "unbegun",
+            sa.SmallInteger,
+            nullable=False,
+            server_default="0",
+            comment="Attempts that were given back before they began; they are none of the ten",
+        ),
         sa.Column("not_before", sa.Float, comment="When a lost attempt may be followed by the next"),
     ):
         op.add_column("requests", column)
-    waiting = sa.text("status = 'IN_QUEUE'")
-    op.create_index(
-        "requests_in_lanes", "requests", ["model", "lane", "seq"], sqlite_where=waiting, postgresql_where=waiting
-    )
+    for name, status, columns in (
+        ("requests_in_lanes", "IN_QUEUE", ["model", "priority", "key_id", "seq"]),
+        ("requests_alike", "IN_QUEUE", ["model", "priority", "batch_key", "key_id", "seq"]),
+        ("requests_running_of_key", "IN_PROGRESS", ["key_id"]),
+    ):
+        where = sa.text(f"status = '{status}'")
+        op.create_index(name, "requests", columns, sqlite_where=where, postgresql_where=where)
     op.create_table(
         "turns",
         sa.Column("key_id", sa.Text, primary_key=True),
