@@ -87,7 +87,7 @@ def ends_once(history: History) -> Iterator[str]:
 
 
 def states_are_legal(history: History) -> Iterator[str]:
-    """I4: a request's states are a path of the automaton, each claim with the next attempt, and nothing after the end."""
+    """I4: states are a path of the automaton, each claim has a higher attempt, and nothing comes after the end."""
     for request_id, path in history.path.items():
         state, attempt = None, 0
         for each in path:
@@ -203,7 +203,8 @@ def what_succeeded_is_billed(history: History) -> Iterator[str]:
     succeeded = {row.id for row in _succeeded(history)}
     for request_id in succeeded | set(billed):
         if billed[request_id] != (request_id in succeeded):
-            yield f"{request_id} {'succeeded' if request_id in succeeded else 'did not succeed'} and is billed {billed[request_id]} times"
+            ended = "succeeded" if request_id in succeeded else "did not succeed"
+            yield f"{request_id} {ended} and is billed {billed[request_id]} times"
 
 
 def positions_rise_for_a_reason(history: History) -> Iterator[str]:
@@ -246,7 +247,7 @@ def _sightings(history: History) -> Iterator[tuple[Seen, Seen]]:
 
 
 def files_are_whole(history: History) -> Iterator[str]:
-    """I11: what a result names is there and is what was stored; what nobody names was left by an attempt that was lost."""
+    """I11: what a result names is there and is what was stored; what nobody names, a lost attempt has left."""
     files = {file.key: file for file in history.files}
     for row in _succeeded(history):
         file = files.get(_key_of(row.url))

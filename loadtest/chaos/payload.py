@@ -122,7 +122,7 @@ def read(frames: np.ndarray) -> int:
 
 
 def decode(clips: Sequence[Path]) -> list[int | None]:
-    """The digests that files show; None for one that is no clip of ours. Many at once: a decoder takes long to start."""
+    """The digests that files show; None for what is no clip of ours. Many at once, as a decoder starts slowly."""
     decoded: list[int | None] = []
     for start in range(0, len(clips), _DECODED_AT_ONCE):
         some = clips[start : start + _DECODED_AT_ONCE]

@@ -64,7 +64,7 @@ def straight(number: int, claimed: float, ended: float) -> list[Transition]:
 
 
 def good() -> History:
-    """Three requests of alice: a1 went straight, a2 was lost once and told by webhook, a3 was cancelled while it waited."""
+    """Three requests of alice: a1 went straight, a2 was lost once and has a webhook, a3 was cancelled as it waited."""
     return History(
         submits=[submit(1), submit(2, webhook=True), submit(3)],
         seen=[

@@ -1,0 +1,75 @@
+"""The fault campaign.
+
+python -m loadtest.chaos [--seed N]                    the short run: the faults that every test run must survive
+python -m loadtest.chaos --minutes 20 [--seed N]       the long one, with all of them
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from loadtest.chaos import campaign
+from loadtest.chaos.campaign import Options
+from loadtest.chaos.nemesis import FAULTS, plan
+from loadtest.postgres import programs
+
+ISOLATED = "CHAOS_ISOLATED"
+"""Set in the process that has a network and mounts of its own."""
+
+SHORT_REQUESTS, SHORT_SECONDS, SHORT_DRAIN = 2000, 75.0, 45.0
+LONG_DRAIN = 180.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a campaign; 0 if nothing was violated."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, help="repeats a plan; drawn at random without it")
+    parser.add_argument("--minutes", type=float, help="of load, with every fault there is")
+    parser.add_argument("--requests", type=int, help=f"at the most; {SHORT_REQUESTS} in the short run")
+    parser.add_argument("--faults", help="which ones, with commas between")
+    parser.add_argument("--evidence", type=Path, help="a new directory for journals, logs and database; kept")
+    options = parser.parse_args(arguments)
+    if programs() is None:
+        print("PostgreSQL is not installed")
+        return 2
+    if options.seed is None:
+        options.seed = random.SystemRandom().randrange(2**31)
+    _isolate(options)
+    print(f"seed {options.seed}", flush=True)
+    folder = options.evidence or Path(tempfile.mkdtemp(prefix="chaos-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds = options.minutes * 60 if options.minutes else SHORT_SECONDS
+    faults = options.faults.split(",") if options.faults else list(FAULTS) if options.minutes else []
+    planned = plan(options.seed, seconds, faults)
+    print("plan: " + ", ".join(f"{each.fault} at {each.second:.0f} s" for each in planned), flush=True)
+    requests = options.requests or (SHORT_REQUESTS if not options.minutes else 10**9)
+    drain = LONG_DRAIN if options.minutes else SHORT_DRAIN
+    kept = asyncio.run(campaign.run(Options(options.seed, requests, seconds, drain), planned, folder))
+    if kept and not options.evidence:
+        shutil.rmtree(folder, ignore_errors=True)
+    print("every invariant holds" if kept else f"VIOLATED: seed {options.seed}, evidence in {folder}", flush=True)
+    return 0 if kept else 1
+
+
+def _isolate(options: argparse.Namespace) -> None:
+    """Go on in a network and with mounts of its own, where that is allowed: nothing outside is touched."""
+    own = ["unshare", "--mount", "--net", "--propagation", "private", "--"]
+    if os.environ.get(ISOLATED) or subprocess.run([*own, "true"], capture_output=True, check=False).returncode:
+        return
+    again = [sys.executable, "-m", "loadtest.chaos", *sys.argv[1:], "--seed", str(options.seed)]
+    script = 'ip link set lo up && exec "$@"'
+    os.environ[ISOLATED] = "1"
+    os.execvp(own[0], [*own, "sh", "-c", script, "sh", *again])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""The nemesis: a plan of faults that a seed decides, and what each of them does.
+
+    seed ─▶ plan() ─▶ (second, fault) … ─▶ strike ─▶ heal ─▶ the next one
+
+One fault at a time, so that a recovery can be told to its cause; what one leaves behind meets the next all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from loadtest.chaos.clients import Shared
+from loadtest.chaos.journal import Journal
+from loadtest.chaos.payload import FAILS, HANGS, POISON
+from loadtest.chaos.receiver import Receiver
+from loadtest.chaos.service import Service
+
+QUIET_SECONDS = 5.0
+"""Before the first fault."""
+
+OUTAGE_SECONDS = 10.0
+FULL_SECONDS = 6.0
+READY_SECONDS = 120.0
+
+EARLY = ("F10", "F4", "F1")
+LATE = ("F3", "F5", "F8", "F22")
+"""Webhooks that were interrupted come again after a minute: the faults that do so come first."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A fault, and when it is due, in seconds from the start of the load."""
+
+    second: float
+    fault: str
+
+
+def plan(seed: int, seconds: float, faults: Sequence[str] = ()) -> list[Planned]:
+    """The faults of a run. Equal seeds plan equal faults at equal times.
+
+    Args:
+        seed: Of the dice.
+        seconds: How long there is load.
+        faults: Which ones, each at least once and again while there is time; the short run's without them.
+    """
+    dice = random.Random(seed)
+    order = _shuffled(dice, faults) if faults else [*_shuffled(dice, EARLY), *_shuffled(dice, LATE)]
+    while faults and len(order) * 25 < seconds:
+        order += _shuffled(dice, faults)
+    slot = (seconds - QUIET_SECONDS) / len(order)
+    return [Planned(QUIET_SECONDS + (n + dice.uniform(0, 0.3)) * slot, fault) for n, fault in enumerate(order)]
+
+
+def _shuffled(dice: random.Random, faults: Sequence[str]) -> list[str]:
+    return dice.sample(list(faults), len(faults))
+
+
+class LeftOut(Exception):
+    """A fault that cannot be brought about here; the message says why."""
+
+
+class Nemesis:
+    """Brings about the faults of a plan."""
+
+    def __init__(
+        self, service: Service, receiver: Receiver, shared: Shared, journal: Journal, dice: random.Random
+    ) -> None:
+        """Do nothing yet."""
+        self._service = service
+        self._receiver = receiver
+        self._shared = shared
+        self._journal = journal
+        self._dice = dice
+        self.left_out: dict[str, str] = {}
+
+    async def run(self, planned: Sequence[Planned]) -> None:
+        """Strike by plan. A fault that is late, because the one before took its time, comes at once."""
+        began = time.monotonic()
+        for each in planned:
+            await asyncio.sleep(max(0.0, began + each.second - time.monotonic()))
+            await self._strike(each.fault)
+
+    async def _strike(self, fault: str) -> None:
+        at = time.time()
+        try:
+            what = await FAULTS[fault](self)
+        except LeftOut as reason:
+            self.left_out[fault] = str(reason)
+            return
+        self._journal.write("strike", fault=fault, what=what, began=at)
+
+    # ---------------------------------------------------------------- processes
+
+    def _one_of(self, processes: Sequence[psutil.Process], what: str) -> psutil.Process:
+        if not processes:
+            raise LeftOut(f"there was no {what} at that moment")
+        return self._dice.choice(processes)
+
+    async def kill_replica(self) -> str:
+        """F1: SIGKILL to a replica while a batch runs."""
+        victim = self._one_of(self._service.replicas(), "replica")
+        victim.kill()
+        return f"kill -9 of replica {victim.pid}"
+
+    async def kill_proxy(self) -> str:
+        """F3: SIGKILL to the HTTP proxy."""
+        victim = self._one_of(self._service.find("ray::ProxyActor"), "proxy")
+        victim.kill()
+        return f"kill -9 of the proxy {victim.pid}"
+
+    async def kill_dispatcher(self) -> str:
+        """F4: SIGKILL to a dispatcher."""
+        victim = self._one_of(self._service.dispatchers(), "dispatcher")
+        victim.kill()
+        return f"kill -9 of dispatcher {victim.pid}"
+
+    async def drain_replica(self) -> str:
+        """F22: SIGTERM to a replica."""
+        victim = self._one_of(self._service.replicas(), "replica")
+        victim.terminate()
+        return f"SIGTERM to replica {victim.pid}"
+
+    async def restart_service(self) -> str:
+        """F22: SIGTERM to the whole service, and a new start."""
+        await asyncio.to_thread(self._service.stop)
+        return await self._start_again("SIGTERM to the service")
+
+    async def kill_while_draining(self) -> str:
+        """F23: SIGTERM to the service, SIGKILL to all of it two seconds later, and a new start."""
+        process = self._service.process
+        assert process
+        process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(2)
+        await asyncio.to_thread(self._service.kill)
+        return await self._start_again("SIGTERM and SIGKILL to the service")
+
+    async def _start_again(self, what: str) -> str:
+        self._service.start()
+        ready = await self._service.until_ready(READY_SECONDS)
+        return f"{what}, started again{'' if ready else ', which did not become ready'}"
+
+    async def freeze_dispatcher(self) -> str:
+        """F19: a dispatcher that is cut off for longer than its lease, and then goes on as if nothing had happened."""
+        victim = self._one_of(self._service.dispatchers(), "dispatcher")
+        victim.suspend()
+        try:
+            await asyncio.sleep(OUTAGE_SECONDS + 4)
+        finally:
+            victim.resume()
+        return f"dispatcher {victim.pid} stood still for {OUTAGE_SECONDS + 4:.0f} s"
+
+    async def poison(self) -> str:
+        """F2: a request that kills whatever runs it."""
+        return await self._ask_for(POISON, "poison")
+
+    async def hang(self) -> str:
+        """F17: a request whose model never comes back."""
+        return await self._ask_for(HANGS, "a hang")
+
+    async def fail(self) -> str:
+        """F16: requests whose model raises."""
+        return await self._ask_for(FAILS, "a failure")
+
+    async def _ask_for(self, motion: int, what: str) -> str:
+        self._shared.special.append(motion)
+        return f"{what} was asked for"
+
+    # ---------------------------------------------------------------- database
+
+    async def stop_database(self) -> str:
+        """F5: the database stops at once and comes back."""
+        database = self._service.postgres
+        assert database
+        await asyncio.to_thread(database.stop, signal.SIGQUIT)
+        try:
+            await asyncio.sleep(OUTAGE_SECONDS)
+        finally:
+            await asyncio.to_thread(database.start)
+        return f"PostgreSQL away for {OUTAGE_SECONDS:.0f} s"
+
+    async def freeze_database(self) -> str:
+        """F6: the database hangs."""
+        database = self._service.postgres
+        assert database
+        database.pause()
+        try:
+            await asyncio.sleep(OUTAGE_SECONDS)
+        finally:
+            database.resume()
+        return f"PostgreSQL stood still for {OUTAGE_SECONDS:.0f} s"
+
+    # ---------------------------------------------------------------- storage, receiver
+
+    async def fill_storage(self) -> str:
+        """F8: no room for files."""
+        if not self._service.has_own_storage:
+            raise LeftOut("a file system of its own could not be mounted")
+        with self._service.full_storage():
+            await asyncio.sleep(FULL_SECONDS)
+        return f"the file storage was full for {FULL_SECONDS:.0f} s"
+
+    async def receiver_fails(self) -> str:
+        """F10: the receiver answers 500, 500, 200."""
+        self._receiver.fail(2)
+        await asyncio.sleep(OUTAGE_SECONDS)
+        return f"the receiver answered 500, 500, 200 for {OUTAGE_SECONDS:.0f} s"
+
+    async def receiver_hangs(self) -> str:
+        """F11: the receiver takes what comes and does not answer."""
+        self._receiver.hold(True)
+        try:
+            await asyncio.sleep(OUTAGE_SECONDS)
+        finally:
+            self._receiver.hold(False)
+        return f"the receiver answered nothing for {OUTAGE_SECONDS:.0f} s"
+
+
+FAULTS: dict[str, Callable[[Nemesis], Awaitable[str]]] = {
+    "F1": Nemesis.kill_replica,
+    "F3": Nemesis.kill_proxy,
+    "F4": Nemesis.kill_dispatcher,
+    "F5": Nemesis.stop_database,
+    "F6": Nemesis.freeze_database,
+    "F8": Nemesis.fill_storage,
+    "F10": Nemesis.receiver_fails,
+    "F11": Nemesis.receiver_hangs,
+    "F19": Nemesis.freeze_dispatcher,
+    "F22": Nemesis.drain_replica,
+}
+"""What each name of reliability.md's list of faults stands for."""

@@ -1,0 +1,254 @@
+"""The service under fire: everything of it is a process below this one, found by its title and ended by its pid.
+
+Postgres (fsync on) · a file system of its own for the clips · svd-serve serve ─▶ Ray ─▶ proxy, gateway, dispatcher, …
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import psutil
+import yaml
+
+from deployments.queue.database import Database
+from loadtest.chaos.history import Limits
+from loadtest.postgres import Postgres
+
+ROOT = Path(__file__).parents[2]
+ENDPOINT = "chaos/clip"
+MODEL = "chaos--clip"
+STORAGE_MEGABYTES = 256
+STOP_SECONDS = 45.0
+
+AUDIT = (Path(__file__).parent / "audit.sql").read_text()
+"""The database's own record of what changes, by triggers: nobody who is killed can forget to write it."""
+
+
+class Service:
+    """One database, one storage, and ``svd-serve serve`` on them, which may be started many times."""
+
+    def __init__(self, folder: Path, receiver_port: int, *, replicas: int, limits: Limits, seconds: float) -> None:
+        """Nothing is started yet.
+
+        Args:
+            folder: Where everything is kept.
+            receiver_port: Where webhooks go.
+            replicas: Processes that hold the model.
+            limits: The batches' size, and how many dispatchers claim.
+            seconds: How long a batch takes.
+        """
+        self.folder = folder
+        self.limits = limits
+        self.webhook = f"http://127.0.0.1:{receiver_port}/hook"
+        self.storage = folder / "storage"
+        self.engine_journal = folder / "engine.jsonl"
+        self.log = folder / "service.log"
+        self.key = "campaign:" + os.urandom(16).hex()
+        self.postgres: Postgres | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+        self.has_own_storage = False
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._config = _config(self.engine_journal, replicas, limits, seconds)
+
+    # ---------------------------------------------------------------- up
+
+    async def prepare(self) -> None:
+        """Start the database, bring it to the newest schema, have it write down what changes; mount the storage."""
+        self.postgres = Postgres(self.folder / "postgres")
+        self.postgres.start()
+        self.database_url = self.postgres.create("campaign")
+        await (await Database.open(self.database_url)).close()
+        async with contextlib.aclosing(_Connection(self.database_url)) as database:
+            await database.execute(AUDIT)
+        self.storage.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={STORAGE_MEGABYTES}m", "tmpfs", str(self.storage)]
+        self.has_own_storage = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+
+    def start(self) -> None:
+        """Start the service, as a user does; it is not ready yet."""
+        self.write_config()
+        command = [sys.executable, "-m", "deployments.cli", "serve", "--config", str(self.folder / "config.yaml")]
+        command += ["--port", str(self.port), "--data-dir", str(self.folder / "data")]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=self._environment(), stdout=log, stderr=log, start_new_session=True
+            )
+
+    def write_config(self, **user_config: Any) -> Path:
+        """Write serve_config.yaml, with these additions to the dispatcher's part."""
+        dispatcher = next(
+            each for each in self._config["applications"][0]["deployments"] if each["name"] == "Dispatcher"
+        )
+        dispatcher["user_config"] |= user_config
+        path = self.folder / "config.yaml"
+        path.write_text(yaml.safe_dump(self._config))
+        return path
+
+    def _environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SVD_", "RAY_"))}
+        return kept | {
+            "PYTHONPATH": str(ROOT),
+            "SVD_DATABASE_URL": self.database_url,
+            "SVD_STORAGE_URL": (self.storage / "files").as_uri(),
+            "SVD_ADMIN_KEY": self.key,
+            "SVD_WEBHOOK_ALLOW_PRIVATE": "1",
+        }
+
+    async def until_ready(self, seconds: float) -> bool:
+        """Wait until the service says that it is ready; False when it does not in so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds), httpx.AsyncClient(trust_env=False) as client:
+                while True:
+                    with contextlib.suppress(httpx.HTTPError):
+                        if (await client.get(f"{self.url}/health/ready", timeout=5)).is_success:
+                            return True
+                    if self.process is None or self.process.poll() is not None:
+                        return False
+                    await asyncio.sleep(0.25)
+        return False
+
+    # ---------------------------------------------------------------- down
+
+    def stop(self) -> None:
+        """SIGTERM, as an operator does; SIGKILL to whatever is left."""
+        if self.process is None:
+            return
+        tree = self._tree()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_SECONDS)
+        _end(tree)
+        self.process.wait()
+        self.process = None
+
+    def kill(self) -> None:
+        """SIGKILL to all of the service at once."""
+        tree = self._tree()
+        for process in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        _end(tree)
+        if self.process:
+            self.process.wait()
+        self.process = None
+
+    def close(self) -> None:
+        """End everything."""
+        try:
+            self.stop()
+        finally:
+            if self.postgres:
+                with contextlib.suppress(psutil.NoSuchProcess, AssertionError):
+                    self.postgres.resume()
+                self.postgres.stop(signal.SIGQUIT)
+            if self.has_own_storage:
+                subprocess.run(["umount", "-l", str(self.storage)], check=False)
+
+    # ---------------------------------------------------------------- victims
+
+    def replicas(self) -> list[psutil.Process]:
+        """The processes that hold the model."""
+        return self.find(f"ServeReplica:svd-serve:{MODEL}")
+
+    def dispatchers(self) -> list[psutil.Process]:
+        """The processes that claim."""
+        return self.find("ServeReplica:svd-serve:Dispatcher")
+
+    def find(self, title: str) -> list[psutil.Process]:
+        """The processes below this one with a title, the oldest first."""
+        found = []
+        for process in self._tree():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if title in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return sorted(found, key=lambda process: process.pid)
+
+    def _tree(self) -> list[psutil.Process]:
+        if self.process is None:
+            return []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(self.process.pid)
+            return [parent, *parent.children(recursive=True)]
+        return []
+
+    # ---------------------------------------------------------------- the storage
+
+    @contextlib.contextmanager
+    def full_storage(self) -> Iterator[None]:
+        """Have no room in the file storage."""
+        ballast = self.storage / "ballast"
+        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(shutil.disk_usage(self.storage).free or 1))
+        try:
+            yield
+        finally:
+            ballast.unlink()
+
+    # ---------------------------------------------------------------- the database
+
+    async def query(self, sql: str) -> list[asyncpg.Record]:
+        """Rows of the campaign's own questions."""
+        async with contextlib.aclosing(_Connection(self.database_url)) as database:
+            return await database.fetch(sql)
+
+
+class _Connection:
+    """A connection to the database that is not the service's."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.replace("+asyncpg", "")
+        self._connection: asyncpg.Connection | None = None
+
+    async def _open(self) -> asyncpg.Connection:
+        self._connection = self._connection or await asyncpg.connect(self._url, timeout=5, command_timeout=30)
+        return self._connection
+
+    async def execute(self, sql: str) -> None:
+        await (await self._open()).execute(sql)
+
+    async def fetch(self, sql: str) -> list[asyncpg.Record]:
+        return list(await (await self._open()).fetch(sql))
+
+    async def aclose(self) -> None:
+        if self._connection:
+            await self._connection.close()
+
+
+def _end(tree: list[psutil.Process]) -> None:
+    """Kill what is left of a tree of processes."""
+    _, alive = psutil.wait_procs(tree, timeout=5)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)
+
+
+def _config(journal: Path, replicas: int, limits: Limits, seconds: float) -> dict[str, Any]:
+    """The repository's serve_config.yaml with one endpoint: the campaign's."""
+    document: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    (application,) = document["applications"]
+    entry = {"model": "loadtest.chaos.engine:Clock", "sizes": ["32x32"], "journal": str(journal), "seconds": seconds}
+    application["args"]["endpoints"] = {ENDPOINT: entry}
+    kept = {each["name"]: each for each in application["deployments"] if each["name"] in ("Gateway", "Dispatcher")}
+    kept["Dispatcher"]["user_config"] = {"batching": {MODEL: {"max_batch_size": limits.max_batch}}}
+    kept["Dispatcher"]["num_replicas"] = limits.claimers
+    model = {"name": MODEL, "num_replicas": replicas, "ray_actor_options": {"num_cpus": 0, "num_gpus": 0}}
+    application["deployments"] = [*kept.values(), model]
+    return document
