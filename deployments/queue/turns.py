@@ -191,7 +191,7 @@ def _firsts(model: str, priority: Priority, batch_key: str | None = None, each: 
     """
     table, seq = requests.alias(), _first(model, priority, batch_key)
     found = select(table.c.seq, table.c.key_id, literal(1).label("rank")).where(table.c.seq == seq)
-    firsts = found.cte("firsts", recursive=True)
+    firsts = found.cte(recursive=True)
     last = case((firsts.c.rank < each, firsts.c.seq), else_=_BEYOND)
     rank = case((table.c.key_id == firsts.c.key_id, firsts.c.rank + 1), else_=1)
     seq = _first(model, priority, batch_key, after=(firsts.c.key_id, last))
