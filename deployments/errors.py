@@ -12,6 +12,7 @@
     │   ├── ClientCancelled        499
     │   ├── RunnerServerError      500
     │   ├── InternalError          500
+    │   ├── FileDamaged            500
     │   ├── RunnerDisconnected     503, another attempt may succeed
     │   ├── Unavailable            503
     │   ├── StorageUnavailable     503, another attempt may succeed
@@ -143,6 +144,10 @@ class RunnerServerError(PlatformError):
 
 class InternalError(PlatformError):
     """A fault of ours."""
+
+
+class FileDamaged(PlatformError):
+    """A stored file is lost, or has not the bytes that it was stored with."""
 
 
 class RunnerDisconnected(PlatformError):

@@ -18,6 +18,7 @@ from typing import NoReturn
 import pytest
 
 from deployments.cli import is_ready
+from deployments.models.messages import StoredFile
 from deployments.queue.database import Database
 from deployments.queue.files import Lifecycle, insert_file
 from deployments.queue.store import RequestStore
@@ -65,10 +66,11 @@ async def add_file(
     size: int,
     lifecycle: Lifecycle,
     request_id: str | None = None,
+    sha256: str | None = None,
 ) -> None:
     """Record a file as whoever made it does."""
     async with database.transaction() as connection:
-        await insert_file(connection, key, key_id, content_type, size, lifecycle, request_id)
+        await insert_file(connection, StoredFile(key, content_type, size, sha256), key_id, lifecycle, request_id)
 
 
 @dataclass(frozen=True)

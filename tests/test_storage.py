@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import quote
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deployments.errors import BadRequest, NotFound, PayloadTooLarge, StorageUnavailable
-from deployments.storage import FileStorage, new_key
+from deployments.storage import FileStorage, Stored, new_key
 
 URL = "https://svd.example.com"
 CONTENT = bytes(range(256)) * 10_000  # more than one piece
@@ -144,9 +145,9 @@ def test_anybody_elses_url_has_no_key(storage: FileStorage, url: str) -> None:
     assert storage.key_of(url) is None
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/prefix", "http://example.com/", "/data/files", "", "data"])
-def test_only_a_file_url_names_a_storage(url: str) -> None:
-    with pytest.raises(ValueError, match="file:///"):
+@pytest.mark.parametrize("url", ["s3:///prefix", "s3:bucket", "http://example.com/", "/data/files", "", "data"])
+def test_only_a_file_or_s3_url_names_a_storage(url: str) -> None:
+    with pytest.raises(ValueError, match="file:///DIRECTORY or s3://BUCKET"):
         FileStorage.open(url, URL)
 
 
@@ -187,10 +188,10 @@ async def left_in(tmp_path: Path) -> list[str]:
 async def test_pieces_become_a_file(storage: FileStorage, size: int) -> None:
     content = CONTENT[:size]
     parts = [content[start : start + 70_000] for start in range(0, size, 70_000)]
-    stat = await storage.write("b/1/clip.mp4", pieces(*parts), size)
+    stored = await storage.write("b/1/clip.mp4", pieces(*parts), size)
 
-    assert stat == await storage.stat("b/1/clip.mp4")
-    assert stat.size == size
+    assert stored == Stored(size, hashlib.sha256(content).hexdigest())
+    assert (await storage.stat("b/1/clip.mp4")).size == size
     assert await read(storage, "b/1/clip.mp4", 0, size) == content
 
 
@@ -320,7 +321,6 @@ async def test_a_check_leaves_nothing(storage: FileStorage, tmp_path: Path) -> N
 
 
 async def test_a_check_fails_where_nothing_can_be_put(storage: FileStorage, source: Path, tmp_path: Path) -> None:
-    (tmp_path / "files" / ".parts").rmdir()
     (tmp_path / "files" / ".parts").write_bytes(b"")  # no directory can be made where a file is
     (tmp_path / "files" / "b").write_bytes(b"")
 

@@ -42,7 +42,7 @@ from deployments.queue.retention import Retention
 from deployments.queue.secrets import Secrets
 from deployments.queue.store import RequestStore
 from deployments.queue.watch import Changes, Positions
-from deployments.storage import FileStorage
+from deployments.storage import FileStorage, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +200,8 @@ def _add_error_handlers(app: FastAPI, docs_url: str) -> None:
     @app.exception_handler(ServingError)
     async def serving_error(request: Request, error: ServingError) -> Response:
         if error.status >= 500:
-            logger.error("%s %s: %s", request.method, request.url.path, error, exc_info=error.__cause__)
+            path = without_secrets(request.url.path)
+            logger.error("%s %s: %s", request.method, path, error, exc_info=error.__cause__)
         return answer(request, error)
 
     @app.exception_handler(RequestValidationError)
@@ -215,5 +216,5 @@ def _add_error_handlers(app: FastAPI, docs_url: str) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        logger.error("%s %s failed", request.method, without_secrets(request.url.path), exc_info=error)
         return answer(request, InternalError("Internal error"))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import time
 from email.utils import formatdate
-from mimetypes import guess_type
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
 from deployments.errors import BadRequest, NotFound, Unauthenticated
@@ -17,12 +16,11 @@ from deployments.gateway.auth import Caller
 from deployments.gateway.service import Service
 from deployments.gateway.submission import read_model
 from deployments.queue.files import Acl, Decision, FileRecord, Lifecycle
-from deployments.storage import Stat
+from deployments.storage import Stat, disposition_of
 
 LONGEST_SIGNATURE = 7 * 24 * 3600
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
-_PLAYABLE = re.compile(r"(video|audio)/.*|image/(png|jpeg|webp|gif|avif)")
 
 
 class Sign(BaseModel):
@@ -43,10 +41,13 @@ def file_router(service: Service) -> APIRouter:
 
     @router.api_route("/{key:path}", methods=["GET", "HEAD"])
     async def read(key: str, request: Request) -> Response:
-        stat = await service.storage.stat(key)
-        headers = _headers(key, stat, await _readable(service, key, request))
+        file = await _readable(service, key, request)
+        stat = await service.intact(key, file)
+        headers = _headers(key, stat, file)
         if _lists(request.headers.get("if-none-match"), stat.etag):
             return Response(status_code=304, headers=headers)
+        if request.method == "GET" and (url := await _signed(service, key)):
+            return RedirectResponse(url, headers={"cache-control": "no-store", "x-content-type-options": "nosniff"})
         status, start, end = 200, 0, stat.size
         if asked := _asked_range(request, stat):
             status, start, end = 206, *_resolve(*asked, stat.size)
@@ -56,7 +57,7 @@ def file_router(service: Service) -> APIRouter:
         headers["content-length"] = str(end - start)
         if request.method == "HEAD":
             return Response(status_code=status, headers=headers)
-        return StreamingResponse(service.storage.read(key, start, end), status, headers)
+        return StreamingResponse(service.storage.read(key, start, end, stat.etag), status, headers)
 
     return router
 
@@ -105,6 +106,11 @@ async def _readable(service: Service, key: str, request: Request) -> FileRecord 
     return await service.may_read(key, user, request.query_params.get("token"))
 
 
+async def _signed(service: Service, key: str) -> str | None:
+    """A bucket's own address of a file, where the operator wants readers to go there."""
+    return await service.storage.signed_url(key, service.signed_seconds) if service.signed_seconds else None
+
+
 async def _own(service: Service, url: str, caller: Caller) -> FileRecord:
     """A caller's file by its URL."""
     key = service.storage.key_of(url)
@@ -118,7 +124,7 @@ async def _own(service: Service, url: str, caller: Caller) -> FileRecord:
 
 
 def _headers(key: str, stat: Stat, file: FileRecord | None) -> dict[str, str]:
-    content_type = file.content_type if file else guess_type(key)[0] or stat.content_type
+    content_type = file.content_type if file else stat.content_type
     headers = {
         "content-type": content_type,
         "accept-ranges": "bytes",
@@ -128,8 +134,8 @@ def _headers(key: str, stat: Stat, file: FileRecord | None) -> dict[str, str]:
         "x-content-type-options": "nosniff",
         "content-security-policy": "sandbox",
     }
-    if not _PLAYABLE.match(content_type.lower()):
-        headers["content-disposition"] = f"attachment; filename*=UTF-8''{quote(key.rpartition('/')[2], safe='')}"
+    if disposition := disposition_of(key, content_type):
+        headers["content-disposition"] = disposition
     return headers
 
 

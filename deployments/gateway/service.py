@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 from fastapi import Response
 from starlette.requests import HTTPConnection
 
-from deployments.errors import FileDownloadError, Forbidden, NotFound, ServingError, Unauthenticated
+from deployments.errors import FileDamaged, FileDownloadError, Forbidden, NotFound, ServingError, Unauthenticated
 from deployments.gateway.auth import Authenticator, Caller
 from deployments.gateway.polls import Polls
 from deployments.gateway.submission import new_request
@@ -26,7 +27,9 @@ from deployments.queue.reports import Reports
 from deployments.queue.request import InferenceRequest, NewRequest
 from deployments.queue.store import RequestStore
 from deployments.queue.watch import Changes, Positions
-from deployments.storage import FileStorage
+from deployments.storage import FileStorage, Stat, without_secrets
+
+logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[0-9a-f-]{36}")
 
@@ -48,6 +51,7 @@ class Service:
     polls: Polls
     public_url: str
     max_upload_bytes: int
+    signed_seconds: float = 0.0
 
     def endpoint(self, endpoint_id: str) -> Endpoint:
         """An endpoint by fal's id.
@@ -124,6 +128,30 @@ class Service:
         if decision == "hide":
             raise NotFound("No such file")
         return file
+
+    async def intact(self, key: str, file: FileRecord | None) -> Stat:
+        """What the storage knows of a file, which has the bytes that its record tells of.
+
+        Args:
+            key: The file's key.
+            file: Its record; None where it has none.
+
+        Raises:
+            FileDamaged: It is lost, or has other bytes.
+            NotFound: It has no record, and is not there; or it was deleted just now.
+            StorageUnavailable: The storage cannot be reached.
+        """
+        if file is None or file.size is None:
+            return await self.storage.stat(key)
+        try:
+            return await self.storage.verify(key, file.size, file.sha256)
+        except FileDamaged as damage:
+            known = await self.files.get(key)
+            if known is None or known.expired:
+                raise NotFound("No such file") from None
+            made_by = f"request {file.request_id}" if file.request_id else f"an upload of key {file.key_id}"
+            logger.error("%s: %s, of %s", damage.message, without_secrets(key), made_by)
+            raise
 
     async def run(self, row: NewRequest, refused: ServingError | None) -> InferenceRequest:
         """Submit, and wait for the end. A caller who goes away meanwhile no longer wants the clip."""

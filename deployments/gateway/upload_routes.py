@@ -27,7 +27,7 @@ from deployments.gateway.auth import Caller
 from deployments.gateway.service import Service
 from deployments.gateway.submission import read_model
 from deployments.queue.files import FileRecord, Lifecycle, upload_of
-from deployments.storage import new_key
+from deployments.storage import Stored, new_key
 
 MOST_PARTS = 10_000
 LONGEST_NAME_BYTES = 200
@@ -94,7 +94,7 @@ def upload_router(service: Service) -> APIRouter:
         uploads.check_length(request)
         key = await uploads.begin_headed(request, caller)
         try:
-            await uploads.receive(key, request)
+            await uploads.receive(key, request, media_type(request.headers.get("content-type")))
         except BaseException:  # nobody has been told its name
             await service.storage.delete(key)
             await service.files.forget([key])
@@ -119,16 +119,16 @@ def upload_router(service: Service) -> APIRouter:
         file = await uploads.own(key, upload_id, request)
         parts = _in_order((await read_model(request, Complete)).parts)
         if file.size is None:  # else the answer to an earlier call was lost on the way
-            stat = await service.storage.join(upload_id, parts, key, service.max_upload_bytes)
-            await uploads.finish(key, stat.size)
+            stored = await service.storage.join(upload_id, parts, key, service.max_upload_bytes, file.content_type)
+            await uploads.finish(key, stored)
         await service.storage.discard(upload_id)  # not before: a call that was cut off can be made again
         return JSONResponse({"access_url": service.storage.url_of(key)})
 
     @router.put("/files/{key:path}")
     async def put(key: str, request: Request) -> Response:
-        await uploads.own_unfinished(key, None, request)
+        file = await uploads.own_unfinished(key, None, request)
         uploads.check_length(request)
-        await uploads.receive(key, request)
+        await uploads.receive(key, request, file.content_type)
         return JSONResponse({"file_url": service.storage.url_of(key)})
 
     return router
@@ -228,18 +228,18 @@ class Uploads:
         if length.isdecimal() and int(length) > self._service.max_upload_bytes:
             raise PayloadTooLarge(f"The file has more than {self._service.max_upload_bytes} bytes")
 
-    async def receive(self, key: str, request: Request) -> None:
+    async def receive(self, key: str, request: Request, content_type: str) -> None:
         """Store the body of a request as a file."""
-        stat = await self._service.storage.write(key, _pieces(request), self._service.max_upload_bytes)
-        await self.finish(key, stat.size)
+        most = self._service.max_upload_bytes
+        await self.finish(key, await self._service.storage.write(key, _pieces(request), most, content_type))
 
-    async def finish(self, key: str, size: int) -> None:
+    async def finish(self, key: str, stored: Stored) -> None:
         """Let a file that is whole be seen.
 
         Raises:
             NotFound: It took so long that the upload has expired.
         """
-        if not await self._service.files.finish(key, size):
+        if not await self._service.files.finish(key, stored.size, stored.sha256):
             await self._service.storage.delete(key)
             raise NotFound("No such upload")
 

@@ -249,7 +249,7 @@ class VideoReplica:
             path = Path(folder) / name
             await asyncio.to_thread(write, path)
             file = await self._storage.put(path, key)
-        return file, StoredFile(key, file.content_type, file.file_size)
+        return file, StoredFile(key, file.content_type, file.file_size, file.sha256)
 
 
 class Turns:

@@ -17,6 +17,7 @@ from sqlalchemy import Row, Select, and_, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.errors import BadRequest
+from deployments.models.messages import StoredFile
 from deployments.queue.database import Database, uninterrupted
 from deployments.queue.tables import files as table
 from deployments.queue.tables import now, storage_settings
@@ -96,13 +97,17 @@ class Lifecycle(BaseModel):
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file as its row says. Times are Unix seconds on the database's clock; ``size`` is None while it comes in."""
+    """A file as its row says. Times are Unix seconds on the database's clock; ``size`` is None while it comes in.
+
+    ``sha256`` is None until then too, and for what was stored by code that did not say.
+    """
 
     key: str
     key_id: str
     request_id: str | None
     content_type: str
     size: int | None
+    sha256: str | None
     created_at: float
     expires_at: float | None
     acl: Acl | None
@@ -124,28 +129,20 @@ class FileRecord:
 
 
 async def insert_file(
-    connection: AsyncConnection,
-    key: str,
-    key_id: str,
-    content_type: str,
-    size: int,
-    lifecycle: Lifecycle,
-    request_id: str | None = None,
+    connection: AsyncConnection, file: StoredFile, key_id: str, lifecycle: Lifecycle, request_id: str | None = None
 ) -> None:
     """Record a file that is whole, within somebody else's transaction.
 
     Args:
         connection: In that transaction.
-        key: Its key in the storage.
+        file: The file.
         key_id: Whose it is.
-        content_type: What it is served as.
-        size: In bytes.
         lifecycle: How long it is kept, from now, and who may read it.
         request_id: What made it; None for an upload.
     """
-    values = _row_of(key, key_id, content_type, lifecycle)
+    values = _row_of(file.key, key_id, file.content_type, lifecycle)
     expires_at = None if lifecycle.seconds is None else now() + lifecycle.seconds
-    row = values | {"size": size, "request_id": request_id, "expires_at": expires_at}
+    row = values | {"size": file.size, "sha256": file.sha256, "request_id": request_id, "expires_at": expires_at}
     await connection.execute(insert(table).values(row))
 
 
@@ -164,10 +161,10 @@ class Files:
             await connection.execute(insert(table).values(row))
 
     @uninterrupted
-    async def finish(self, key: str, size: int) -> bool:
+    async def finish(self, key: str, size: int, sha256: str) -> bool:
         """Record that a file is whole; its life begins. False where it has expired meanwhile: it is being swept."""
         alive = and_(table.c.key == key, or_(table.c.expires_at.is_(None), table.c.expires_at > now()))
-        values = {"size": size, "created_at": now(), "expires_at": now() + table.c.lifetime}
+        values = {"size": size, "sha256": sha256, "created_at": now(), "expires_at": now() + table.c.lifetime}
         async with self._database.transaction() as connection:
             done = await connection.execute(update(table).where(alive).values(values))
             return bool(done.rowcount)

@@ -406,7 +406,7 @@ async def _register(connection: AsyncConnection, request_ids: Sequence[str], mad
     for row in (await connection.execute(query)).all():
         lifecycle = Lifecycle.parse(row.lifecycle or "{}")
         for file in made:
-            await insert_file(connection, file.key, row.key_id, file.content_type, file.size, lifecycle, row.id)
+            await insert_file(connection, file, row.key_id, lifecycle, row.id)
 
 
 async def _requeue(

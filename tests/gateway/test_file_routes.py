@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.queue.files import Acl, AclRule, Lifecycle
+from deployments.errors import FileDamaged
+from deployments.queue.files import Acl, AclRule, Files, Lifecycle
 from deployments.queue.keys import Keys
+from deployments.storage import FileStorage, Stat
 from tests.conftest import add_file
 from tests.gateway.conftest import Gateway, messages
 
@@ -453,3 +456,108 @@ async def test_settings_are_the_defaults_of_new_files(gateway: Gateway) -> None:
     assert (await upload(**{"X-Fal-Object-Lifecycle": allowed})).headers["cache-control"] == "private, no-cache"
     assert (await gateway.client.put(SETTINGS, json={})).json() == nothing
     assert (await upload()).status_code == 200
+
+
+# ---------------------------------------------------------------- what was stored is what is sent
+
+
+async def keep(gateway: Gateway, content: bytes = CONTENT) -> Path:
+    """Upload a file; answer where its bytes lie."""
+    reply = await gateway.client.post("/files/upload", content=content, headers={"x-fal-file-name": "kept.mp4"})
+    key = gateway.storage.key_of(reply.json()["access_url"])
+    assert key is not None
+    return Path(key)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[SIZE // 2] ^= 1
+    path.write_bytes(content)
+
+
+ASKED: list[tuple[str, dict[str, str]]] = [
+    ("GET", {}),
+    ("HEAD", {}),
+    ("GET", {"range": "bytes=0-9"}),
+    ("GET", {"if-none-match": "*"}),
+]
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
+@pytest.mark.parametrize("read_before", [True, False])
+async def test_wrong_bytes_are_never_sent(
+    gateway: Gateway,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Path], None],
+    read_before: bool,
+) -> None:
+    key = await keep(gateway)
+    if read_before:
+        assert (await gateway.client.get(f"/files/{key}")).content == CONTENT
+    damage(tmp_path / "files" / key)
+
+    for method, headers in ASKED:
+        reply = await gateway.client.request(method, f"/files/{key}", headers=headers)
+        assert reply.status_code == 500
+        assert reply.headers["x-fal-error-type"] == "internal_error"
+        if method == "GET":
+            assert set(reply.json()) == {"detail", "error_type"}
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert any("b/…/kept.mp4, of an upload of key id" in error for error in errors)
+    assert key.parts[1] not in caplog.text
+
+
+async def test_a_file_is_read_once_to_be_checked(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await keep(gateway)
+    read: list[str] = []
+    reader = FileStorage.read
+
+    def counted(storage: FileStorage, key: str, start: int, end: int, etag: str | None = None) -> AsyncIterator[bytes]:
+        read.append(key)
+        return reader(storage, key, start, end, etag)
+
+    monkeypatch.setattr(FileStorage, "read", counted)
+    heads = await asyncio.gather(*(gateway.client.head(f"/files/{key}") for _ in range(5)))
+    assert [reply.status_code for reply in heads] == [200] * 5
+    assert read == [str(key)]
+
+
+async def test_a_file_that_changes_while_it_is_sent_is_cut_off(gateway: Gateway, tmp_path: Path) -> None:
+    key = await keep(gateway, b"x" * 2 * 1024 * 1024)
+    sent = b""
+    with pytest.raises(RuntimeError) as caught:
+        async with aclosing(messages(gateway.app, f"/files/{key}")) as answer:
+            async for message in answer:
+                sent += message.get("body", b"")
+                flip(tmp_path / "files" / key)
+    assert isinstance(caught.value.__cause__, FileDamaged)
+    assert len(sent) < 2 * 1024 * 1024
+
+
+async def test_a_file_of_code_that_told_no_hash_is_checked_by_its_length(gateway: Gateway, tmp_path: Path) -> None:
+    await add_file(gateway.store.database, KEY, "id", "video/mp4", SIZE, Lifecycle())
+    assert (await gateway.client.get(FILE)).content == CONTENT
+    truncate(tmp_path / "files" / KEY)
+    assert (await gateway.client.get(FILE)).status_code == 500
+
+
+async def test_a_file_that_was_deleted_meanwhile_is_not_found(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await keep(gateway)
+    verify = FileStorage.verify
+
+    async def deleted(storage: FileStorage, *arguments: Any) -> Stat:
+        await storage.delete(str(key))
+        await Files(gateway.store.database).forget([str(key)])
+        return await verify(storage, *arguments)
+
+    monkeypatch.setattr(FileStorage, "verify", deleted)
+    assert (await gateway.client.get(f"/files/{key}")).status_code == 404

@@ -404,7 +404,7 @@ async def test_completing_that_is_cut_off_can_be_made_again(
     url, upload = await create(gateway, {})
     part = await put_part(gateway, upload, 1, b"x")
 
-    async def away(files: Files, key: str, size: int) -> bool:
+    async def away(files: Files, key: str, size: int, sha256: str) -> bool:
         raise Unavailable("away")
 
     with monkeypatch.context() as patch:

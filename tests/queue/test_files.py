@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from deployments.queue.tables import files as table
 from deployments.storage import FileStorage
 from tests.conftest import add_file
 
+SHA256 = hashlib.sha256(b"x" * 7).hexdigest()
 FORBID = Acl(default="forbid", rules=(AclRule(user="bob", decision="allow"), AclRule(user="eve", decision="hide")))
 
 
@@ -120,16 +122,16 @@ async def test_nobody_sees_an_upload_before_it_is_finished(files: Files) -> None
     assert begun and [begun.decide(user) for user in ("alice", None)] == ["hide", "hide"]
     assert begun.expires_at == pytest.approx(begun.created_at + files_module.UPLOAD_SECONDS, abs=1)
 
-    assert await files.finish("b/1/a.png", 7)
+    assert await files.finish("b/1/a.png", 7, SHA256)
     done = await files.get("b/1/a.png")
     assert done and (done.size, done.decide(None)) == (7, "allow")
     assert done.expires_at == pytest.approx(done.created_at + 60, abs=1)
-    assert not await files.finish("b/2/a.png", 7)
+    assert not await files.finish("b/2/a.png", 7, SHA256)
 
 
 async def test_an_upload_without_a_lifetime_is_kept_once_it_is_finished(files: Files) -> None:
     await files.begin("b/1/a.png", "alice", "image/png", Lifecycle())
-    await files.finish("b/1/a.png", 7)
+    await files.finish("b/1/a.png", 7, SHA256)
     done = await files.get("b/1/a.png")
     assert done and done.expires_at is None
 
@@ -175,7 +177,7 @@ async def test_an_upload_that_has_expired_is_not_finished(files: Files, monkeypa
     await files.begin("b/1/a.png", "alice", "image/png", Lifecycle())
     await expired(files, "b/1/a.png")
 
-    assert not await files.finish("b/1/a.png", 7)
+    assert not await files.finish("b/1/a.png", 7, SHA256)
     file = await files.get("b/1/a.png")
     assert file and file.size is None and file.expired
 

@@ -1,0 +1,58 @@
+"""Keys: what one may be, and what a file's name says of the file."""
+
+from __future__ import annotations
+
+import mimetypes
+import re
+from urllib.parse import quote
+from uuid import uuid4
+
+from deployments.errors import NotFound
+
+FILES = "b"
+PARTS = ".parts"
+
+_LONGEST_KEY = 900  # S3 takes 1024 bytes, with the prefix
+_RANDOM = re.compile(r"[0-9a-f]{32}")
+_PLAYABLE = re.compile(r"(video|audio)/.*|image/(png|jpeg|webp|gif|avif)")
+
+
+def new_key(name: str) -> str:
+    """A key that nobody can guess."""
+    return f"{FILES}/{uuid4().hex}/{name}"
+
+
+def without_secrets(text: str) -> str:
+    """A text for the log: without the random parts of keys."""
+    return _RANDOM.sub("…", text)
+
+
+def type_of(key: str) -> str:
+    """The media type that a file's name says."""
+    return mimetypes.guess_type(key)[0] or "application/octet-stream"
+
+
+def disposition_of(key: str, content_type: str) -> str | None:
+    """What a browser is told to do with a file: to keep it, where it is nothing that can only be looked at."""
+    if _PLAYABLE.match(content_type.lower()):
+        return None
+    return f"attachment; filename*=UTF-8''{quote(key.rpartition('/')[2], safe='')}"
+
+
+def is_key(key: str) -> bool:
+    """Whether a file can have this key, and the key is the only way to write it.
+
+    obstore reads ``/b/1/clip.mp4`` and ``b/1/clip.mp4/`` as ``b/1/clip.mp4``, whose row then nobody would find.
+    """
+    segments = key.split("/")
+    return segments[0] != PARTS and not {"", ".", ".."}.intersection(segments)
+
+
+def check_key(key: str) -> None:
+    """Refuse what no file can have as its key.
+
+    Raises:
+        NotFound: It is such a one.
+    """
+    if not is_key(key) or len(key.encode(errors="replace")) > _LONGEST_KEY:
+        raise NotFound("No such file")

@@ -1,0 +1,99 @@
+"""Bytes on their way into the storage."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterable, AsyncIterator
+from pathlib import Path
+
+from deployments.errors import PayloadTooLarge
+
+CHUNK = 1024 * 1024
+
+
+class Source:
+    """A file's bytes on their way into the storage: counted, hashed, and in pieces of one size but for the last.
+
+    They are pulled from tasks of obstore's, so it remembers which one waits, and what went wrong.
+    """
+
+    def __init__(self, pieces: AsyncIterable[bytes], max_bytes: int, piece_bytes: int) -> None:
+        """Take at most so many bytes, and hand them on so many at a time."""
+        self.piece_bytes = piece_bytes
+        self.size = 0
+        self.exhausted = False
+        self.failure: Exception | None = None
+        self._pieces = aiter(pieces)
+        self._max_bytes = max_bytes
+        self._digest = hashlib.sha256()
+        self._gathered = bytearray()
+        self._first: bytes | None = None
+        self._waiting: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    @property
+    def sha256(self) -> str:
+        """The hash, once all has been pulled."""
+        return self._digest.hexdigest()
+
+    async def first(self) -> bytes:
+        """The first piece, which is kept; often it is the whole file."""
+        self._first = await self._next()
+        return self._first
+
+    def stop(self) -> None:
+        """End with an error what pulls."""
+        self._stopped = True
+        if self._waiting:
+            self._waiting.cancel()
+
+    def __aiter__(self) -> Source:
+        """As obstore asks for them."""
+        return self
+
+    async def __anext__(self) -> bytes:
+        """As obstore asks for them."""
+        self._waiting = asyncio.current_task()
+        if self._stopped:
+            raise asyncio.CancelledError
+        try:
+            first, self._first = self._first, None
+            piece = await self._next() if first is None else first
+        except Exception as error:
+            self.failure = error
+            raise
+        if not piece:
+            raise StopAsyncIteration
+        return piece
+
+    async def _next(self) -> bytes:
+        """The next piece; shorter than the others, or empty, at the end."""
+        while len(self._gathered) < self.piece_bytes and not self.exhausted:
+            piece = await anext(self._pieces, None)
+            if piece is None:
+                self.exhausted = True
+            else:
+                self._take(piece)
+        piece = bytes(self._gathered[: self.piece_bytes])
+        del self._gathered[: self.piece_bytes]
+        return piece
+
+    def _take(self, piece: bytes) -> None:
+        self.size += len(piece)
+        if self.size > self._max_bytes:
+            raise too_large(self._max_bytes)
+        self._digest.update(piece)
+        self._gathered += piece
+
+
+async def file_pieces(path: Path) -> AsyncIterator[bytes]:
+    """A local file's bytes."""
+    with path.open("rb") as file:
+        while piece := await asyncio.to_thread(file.read, CHUNK):
+            yield piece
+
+
+def too_large(max_bytes: int) -> PayloadTooLarge:
+    """What a file is told that has more bytes than it may."""
+    return PayloadTooLarge(f"The file has more than {max_bytes} bytes")
