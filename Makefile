@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: serve demo test check check-static bench format
+.PHONY: serve demo test check check-static bench chaos format
 .DELETE_ON_ERROR:
 
 serve: .venv/installed  # start the service on 127.0.0.1:$(PORT)
@@ -28,6 +28,9 @@ bench: .venv/installed  # print the figures of the sampler, of polling and uploa
 	$(BIN)/python -m loadtest.polling
 	$(BIN)/python -m loadtest.upload
 	$(BIN)/python -m loadtest.road
+
+chaos: .venv/installed  # the long fault campaign, MINUTES=20; SEED=... repeats a plan
+	$(BIN)/python -m loadtest.chaos --minutes $(or $(MINUTES),20) $(if $(SEED),--seed $(SEED))
 
 format: .venv/installed
 	$(BIN)/ruff format

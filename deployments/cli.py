@@ -53,6 +53,7 @@ SERVICE_ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.gateway.backpressure:proxy_middlewares",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a proxy that died is replaced after three of them
     "TQDM_DISABLE": "1",  # loaders draw progress bars, which are no logs
     "TRANSFORMERS_VERBOSITY": "error",
 }
