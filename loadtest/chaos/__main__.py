@@ -2,6 +2,7 @@
 
 python -m loadtest.chaos [--seed N]                    the short run: the faults that every test run must survive
 python -m loadtest.chaos --minutes 20 [--seed N]       the long one, with all of them
+python -m loadtest.chaos --hold 10000 --minutes 10     no faults: requests that wait, and what they cost
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from loadtest.chaos import campaign
 from loadtest.chaos.campaign import Options
+from loadtest.chaos.hold import hold
 from loadtest.chaos.nemesis import FAULTS, plan
 from loadtest.postgres import programs
 
@@ -37,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, help=f"at the most; {SHORT_REQUESTS} in the short run")
     parser.add_argument("--faults", help="which ones, with commas between")
     parser.add_argument("--evidence", type=Path, help="a new directory for journals, logs and database; kept")
+    parser.add_argument("--hold", type=int, metavar="COUNT", help="hold so many waiting requests for --minutes")
+    parser.add_argument("--rate", type=float, default=40.0, help="polls a second during a hold")
     options = parser.parse_args(arguments)
     if programs() is None:
         print("PostgreSQL is not installed")
@@ -44,20 +48,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.seed is None:
         options.seed = random.SystemRandom().randrange(2**31)
     _isolate(options)
-    print(f"seed {options.seed}", flush=True)
     folder = options.evidence or Path(tempfile.mkdtemp(prefix="chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
+    if options.hold:
+        kept = asyncio.run(hold(folder, options.hold, options.minutes or 10, options.rate))
+    else:
+        kept = _campaign(options, folder)
+    if kept and not options.evidence:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not kept:
+        print(f"seed {options.seed}, evidence in {folder}", flush=True)
+    return 0 if kept else 1
+
+
+def _campaign(options: argparse.Namespace, folder: Path) -> bool:
+    print(f"seed {options.seed}", flush=True)
     seconds = options.minutes * 60 if options.minutes else SHORT_SECONDS
     faults = options.faults.split(",") if options.faults else list(FAULTS) if options.minutes else []
     planned = plan(options.seed, seconds, faults)
     print("plan: " + ", ".join(f"{each.fault} at {each.second:.0f} s" for each in planned), flush=True)
     requests = options.requests or (SHORT_REQUESTS if not options.minutes else 10**9)
     drain = LONG_DRAIN if options.minutes else SHORT_DRAIN
-    kept = asyncio.run(campaign.run(Options(options.seed, requests, seconds, drain), planned, folder))
-    if kept and not options.evidence:
-        shutil.rmtree(folder, ignore_errors=True)
-    print("every invariant holds" if kept else f"VIOLATED: seed {options.seed}, evidence in {folder}", flush=True)
-    return 0 if kept else 1
+    return asyncio.run(campaign.run(Options(options.seed, requests, seconds, drain), planned, folder))
 
 
 def _isolate(options: argparse.Namespace) -> None:

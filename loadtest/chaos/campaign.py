@@ -80,7 +80,9 @@ async def run(options: Options, planned: Sequence[Planned], folder: Path) -> boo
     print(report(history, strikes_of(journals), violations), flush=True)
     for fault, why in left_out.items():
         print(f"left out: {fault}, because {why}")
-    return not any(violations.values())
+    kept = not any(violations.values())
+    print("every invariant holds" if kept else "VIOLATED", flush=True)
+    return kept
 
 
 async def _load(

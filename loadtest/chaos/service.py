@@ -39,7 +39,9 @@ AUDIT = (Path(__file__).parent / "audit.sql").read_text()
 class Service:
     """One database, one storage, and ``svd-serve serve`` on them, which may be started many times."""
 
-    def __init__(self, folder: Path, receiver_port: int, *, replicas: int, limits: Limits, seconds: float) -> None:
+    def __init__(
+        self, folder: Path, receiver_port: int, *, replicas: int, limits: Limits, seconds: float, **settings: str
+    ) -> None:
         """Nothing is started yet.
 
         Args:
@@ -48,6 +50,7 @@ class Service:
             replicas: Processes that hold the model.
             limits: The batches' size, and how many dispatchers claim.
             seconds: How long a batch takes.
+            settings: More environment variables.
         """
         self.folder = folder
         self.limits = limits
@@ -63,6 +66,7 @@ class Service:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
+        self._settings = settings
         self._config = _config(self.engine_journal, replicas, limits, seconds)
 
     # ---------------------------------------------------------------- up
@@ -107,6 +111,7 @@ class Service:
             "SVD_STORAGE_URL": (self.storage / "files").as_uri(),
             "SVD_ADMIN_KEY": self.key,
             "SVD_WEBHOOK_ALLOW_PRIVATE": "1",
+            **self._settings,
         }
 
     async def until_ready(self, seconds: float) -> bool:
