@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+from uuid import uuid4
 
 import pytest
 
@@ -23,6 +24,7 @@ from deployments.queue.database import Database
 from deployments.queue.files import Lifecycle, insert_file
 from deployments.queue.store import RequestStore
 from loadtest.postgres import Postgres, programs
+from loadtest.s3 import S3, program
 
 ROOT = Path(__file__).parents[1]
 READY_SECONDS = 240.0
@@ -47,11 +49,42 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     """A PostgreSQL server, one for the whole session. Its database ``migrated`` is a template."""
     if programs() is None:
         missing("PostgreSQL")
-    server = Postgres(tmp_path_factory.mktemp("postgres") / "server")
+    server = Postgres(tmp_path_factory.mktemp("postgres") / "server", durable=False)
     server.start()
     asyncio.run(_migrate(server.create("migrated")))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """An S3 service, one for the whole session."""
+    if program() is None:
+        missing("SeaweedFS (weed)")
+    service = S3(tmp_path_factory.mktemp("s3") / "service")
+    service.start()
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def bucket_url(s3: S3, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty place in a bucket; this process is told how to reach it."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3.url(uuid4().hex)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of four megabytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        missing(f"the right to mount a disk ({mounted.stderr.strip()})")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 async def _migrate(url: str) -> None:
@@ -141,6 +174,6 @@ def need(tool: str) -> str:
 
 
 def missing(what: str) -> NoReturn:
-    """Skip a test for want of a program, but never on CI."""
-    message = f"{what} is not installed"
+    """Skip a test for want of something, but never on CI."""
+    message = f"{what} is not there"
     pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)

@@ -2,7 +2,8 @@
 
     store, files, webhooks, … ──▶ Database.read() | Database.transaction() ──▶ SQLite or PostgreSQL
 
-What the drivers raise when it cannot be reached leaves here as ``Unavailable``.
+What the drivers raise when it cannot be reached leaves here as ``Unavailable``. So does what takes too long: a
+PostgreSQL that hangs holds up nobody for more than about six seconds, and its connections are given up with it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextlib
 import functools
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
@@ -21,10 +22,10 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, event, func, make_url, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from deployments.errors import Unavailable
 
@@ -32,8 +33,28 @@ SQLITE_BUSY_SECONDS = 10
 MIGRATION_LOCK = 0x5BD5E47E
 """Any number, as long as nobody else's lock has it."""
 
-STORE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError, OSError)
-"""What the drivers raise when the database cannot be reached, is full, or has no connection free."""
+CALL_SECONDS = 4.0
+"""How long a call may take, from waiting for a connection to the commit. A driver takes two more to give one up."""
+
+SERVER_SECONDS = 5
+"""When PostgreSQL itself ends a statement, a wait for a lock, or a transaction of which it hears no more."""
+
+POOL_SIZE = 12
+"""Connections to PostgreSQL of one process."""
+
+_SESSION = {
+    "application_name": "svd-serve",
+    "statement_timeout": f"{SERVER_SECONDS}s",
+    "idle_in_transaction_session_timeout": f"{SERVER_SECONDS}s",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "jit": "off",  # our statements are short, and compiling one takes longer than running it
+}
+_AWAY = (OperationalError, InterfaceError, PoolTimeoutError, OSError)
+_AWAY_STATES = ("08", "25006", "40", "53", "55P03", "57", "58", "0A000")
+"""PostgreSQL's codes, or what they begin with, for: connection, read only, rolled back, resources, locked, stopped by
+an operator or a time-out, system; and a prepared statement that a migration has made stale."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -74,9 +95,14 @@ class Database:
 
     @classmethod
     async def open(cls, url: str) -> Self:
-        """Open a database by its URL, migrated to the newest schema."""
+        """Open a database by its URL, migrated to the newest schema.
+
+        Raises:
+            Unavailable: It cannot be reached.
+        """
         engine = open_engine(url)
-        await migrate(engine)
+        with _away_is("The request store cannot be opened"):
+            await migrate(engine)
         return cls(engine)
 
     async def close(self) -> None:
@@ -92,11 +118,9 @@ class Database:
         Raises:
             Unavailable: The database cannot be written.
         """
-        try:
-            async with self._in_use(), self._engine.begin() as connection:
+        with _away_is("The request store cannot be written at the moment"):
+            async with self._in_use(), self._in_time(), self._engine.begin() as connection:
                 yield connection
-        except STORE_AWAY as error:
-            raise Unavailable("The request store cannot be written at the moment") from error
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -105,11 +129,13 @@ class Database:
         Raises:
             Unavailable: The database cannot be read.
         """
-        try:
-            async with self._in_use(), self._reader.connect() as connection:
+        with _away_is("The request store cannot be read at the moment"):
+            async with self._in_use(), self._in_time(), self._reader.connect() as connection:
                 yield connection
-        except STORE_AWAY as error:
-            raise Unavailable("The request store cannot be read at the moment") from error
+
+    def _in_time(self) -> asyncio.Timeout:
+        """SQLite waits for nobody but its other writers, and that it limits by itself."""
+        return asyncio.timeout(None if self._engine.dialect.name == "sqlite" else CALL_SECONDS)
 
     @asynccontextmanager
     async def _in_use(self) -> AsyncIterator[None]:
@@ -135,14 +161,55 @@ async def serialise(connection: AsyncConnection, lock: int) -> None:
 def open_engine(url: str) -> AsyncEngine:
     """Open a database by its SQLAlchemy URL; nothing is connected yet."""
     parsed = make_url(url)
+    sqlite = parsed.get_backend_name() == "sqlite"
     # Parameters are the callers' pictures and prompts: they have no place in an error that is logged.
-    engine = create_async_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite", hide_parameters=True)
-    if parsed.get_backend_name() == "sqlite":
+    engine = create_async_engine(parsed, hide_parameters=True, **({} if sqlite else _postgresql_options()))
+    if sqlite:
         if parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine.sync_engine, "checkout", _check_open)
     return engine
+
+
+def _postgresql_options() -> dict[str, Any]:
+    return {
+        "pool_size": POOL_SIZE,
+        "max_overflow": 0,
+        "pool_timeout": CALL_SECONDS,
+        "pool_recycle": 1800,
+        "connect_args": {"timeout": CALL_SECONDS, "server_settings": _SESSION},
+    }
+
+
+def _check_open(connection: DBAPIConnection, entry: ConnectionPoolEntry, fairy: PoolProxiedConnection) -> None:
+    # Tells what a ping of each connection before its use would tell, and costs no way to the server and back.
+    driver: Any = connection.driver_connection
+    if driver.is_closed():
+        raise DisconnectionError("the server has closed this connection")
+
+
+@contextlib.contextmanager
+def _away_is(message: str) -> Iterator[None]:
+    """Say so where a database cannot be used; other errors are ours."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_away(error):
+            raise
+        raise Unavailable(message) from error
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether a driver says that its database cannot be reached, is full, is read only or takes too long."""
+    raised = error.orig if isinstance(error, DBAPIError) else error
+    if raised is not None and isinstance(raised.__cause__, ValueError):  # asyncpg: it cannot encode a parameter
+        return False
+    state = getattr(raised, "sqlstate", None) or ""
+    lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    return lost or isinstance(error, _AWAY) or state.startswith(_AWAY_STATES)
 
 
 async def migrate(engine: AsyncEngine) -> None:
@@ -155,6 +222,7 @@ async def migrate(engine: AsyncEngine) -> None:
 
 def _upgrade(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # another process may be at it for long
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
