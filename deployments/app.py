@@ -13,7 +13,9 @@ from typing import Any
 from uuid import uuid4
 
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 from starlette.types import ASGIApp
@@ -35,6 +37,18 @@ GATEWAY = "Gateway"
 BATCHES_ON_A_REPLICA = 2
 """One batch denoises while the next prepares."""
 
+STEP_SECONDS = 0.2
+"""How often a replica that is to end looks whether it still works on something."""
+
+GIVING_BACK_SECONDS = 20.0
+"""How long a dispatcher may take to give back what is left after the grace time."""
+
+HEALTH_SECONDS = 5.0
+"""How often a model's replica is asked for its health; three bad answers, and Serve replaces it."""
+
+ANSWER_SECONDS = 4.0
+"""How long a dispatcher may take to answer the gateway."""
+
 READY_SECONDS = 1.0
 """How long an answer about readiness is good for."""
 
@@ -42,17 +56,20 @@ READY_SECONDS = 1.0
 def build_app(args: AppArgs) -> Application:
     """The application that serve_config.yaml imports."""
     endpoints = args.build()
+    grace = Settings().grace_seconds
+    ending: dict[str, Any] = {"graceful_shutdown_timeout_s": grace, "graceful_shutdown_wait_loop_s": STEP_SECONDS}
     painters = {
-        endpoint.id: serve.deployment(name=endpoint.deployment)(PictureDeployment).bind(endpoint)
+        endpoint.id: serve.deployment(name=endpoint.deployment, **ending)(PictureDeployment).bind(endpoint)
         for endpoint in endpoints.values()
         if isinstance(endpoint, TextToVideo)
     }
     replicas = {
-        model.deployment: _bind_replica(model, endpoints, painters)
+        model.deployment: _bind_replica(model, endpoints, painters, ending)
         for model in endpoints.values()
         if isinstance(model, VideoModel)
     }
-    dispatcher = serve.deployment(name=DISPATCHER)(DispatcherDeployment).bind(replicas)
+    ending_of_dispatcher = ending | {"graceful_shutdown_timeout_s": grace + GIVING_BACK_SECONDS}
+    dispatcher = serve.deployment(name=DISPATCHER, **ending_of_dispatcher)(DispatcherDeployment).bind(replicas, grace)
 
     def build_api() -> ASGIApp:
         logs.configure()
@@ -72,14 +89,22 @@ def build_app(args: AppArgs) -> Application:
             keep_requests_days=settings.keep_requests_days,
         )
 
-    return serve.deployment(name=GATEWAY)(serve.ingress(build_api)()).bind(dispatcher)
+    return serve.deployment(name=GATEWAY, **ending)(serve.ingress(build_api)()).bind(dispatcher)
 
 
 def _bind_replica(
-    model: VideoModel, endpoints: Mapping[str, Endpoint], painters: Mapping[str, Application]
+    model: VideoModel,
+    endpoints: Mapping[str, Endpoint],
+    painters: Mapping[str, Application],
+    ending: Mapping[str, Any],
 ) -> Application:
     served = {id: endpoint for id, endpoint in endpoints.items() if endpoint.video_endpoint == model.id}
-    deployment = serve.deployment(name=model.deployment, max_ongoing_requests=BATCHES_ON_A_REPLICA)
+    deployment = serve.deployment(
+        name=model.deployment,
+        max_ongoing_requests=BATCHES_ON_A_REPLICA,
+        health_check_period_s=HEALTH_SECONDS,
+        **ending,
+    )
     return deployment(VideoDeployment).bind(
         model, served, {id: painter for id, painter in painters.items() if id in served}
     )
@@ -142,14 +167,15 @@ class DispatcherDeployment(Dispatcher):
     """The Serve deployment of the dispatcher, and of the sender of webhooks beside it."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, replicas: Mapping[str, DeploymentHandle[Any]]
+        self, replicas: Mapping[str, DeploymentHandle[Any]], grace_seconds: float
     ) -> None:
-        """Open the queue and begin."""
+        """Open the queue and begin. Once it is to end, what runs then has ``grace_seconds``."""
         logs.configure()
         handles: dict[str, Any] = {
             model: handle.options(method_name="generate", stream=True) for model, handle in replicas.items()
         }
-        super().__init__(await open_store(), handles, owner=str(uuid4()))
+        super().__init__(await open_store(), open_storage(), handles, owner=str(uuid4()))
+        self._grace_seconds = grace_seconds
         self._sender = Sender(self._store.database, Settings().webhook_allow_private)
         await self.start()
         self._sender.start()
@@ -159,10 +185,17 @@ class DispatcherDeployment(Dispatcher):
         super().check_health()
         self._sender.check_health()
 
+    async def is_draining(self) -> bool:
+        """Whether it claims nothing any more, because the service ends."""
+        return self.draining
+
     async def __del__(self) -> None:
         """Serve's hook for a graceful end."""
-        await asyncio.gather(self.stop(), self._sender.stop())
-        await self._store.close()
+        try:
+            await self.drain(self._grace_seconds)
+            await asyncio.gather(self.stop(), self._sender.stop())
+        finally:
+            await self._store.close()
 
 
 class Readiness:
@@ -178,7 +211,8 @@ class Readiness:
         """Why the application cannot serve yet, or None."""
         async with self._lock:
             if time.monotonic() - self._asked >= READY_SECONDS:
-                self._reason = await asyncio.to_thread(_not_ready, serve.get_replica_context().app_name)
+                app_name = serve.get_replica_context().app_name
+                self._reason = await asyncio.to_thread(_not_ready, app_name) or await _draining()
                 self._asked = time.monotonic()
         return self._reason
 
@@ -193,3 +227,12 @@ def _not_ready(app_name: str) -> str | None:
     if waiting or application.status != ApplicationStatus.RUNNING:
         return "; ".join(waiting) or f"the application is {application.status}"
     return None
+
+
+async def _draining() -> str | None:
+    dispatcher: Any = serve.get_deployment_handle(DISPATCHER)
+    try:
+        draining = await asyncio.wait_for(dispatcher.is_draining.remote(), ANSWER_SECONDS)
+    except (TimeoutError, RayError, RayServeException):
+        return "the dispatcher does not answer"
+    return "the service is about to end" if draining else None

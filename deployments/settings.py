@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     keep_requests_days: float = Field(
         400.0, ge=0, description="How long its row is kept, which reports and billing count; 0, for ever."
     )
+    grace_seconds: float = Field(
+        60.0, ge=0, description="How long what runs may go on when the service or a replica is told to end."
+    )
     poll_hold_seconds: float = Field(
         1.0, ge=0, le=30, description="How long a status is held back that its caller has been told already; 0, not."
     )
@@ -92,7 +95,12 @@ class Settings(BaseSettings):
 
     def key(self) -> str:
         """The key that clients send: ``admin_key``, or one made once and kept in the data directory."""
-        return self.admin_key or _kept_key(self.data_dir / "admin.key")
+        return self.admin_key or _kept_key(self.key_file)
+
+    @property
+    def key_file(self) -> Path:
+        """Where the key is kept that was made."""
+        return self.data_dir / "admin.key"
 
 
 def _kept_key(path: Path) -> str:

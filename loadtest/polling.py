@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +61,20 @@ def main() -> None:
 # ---------------------------------------------------------------- the gateway's process
 
 
+class Told:
+    """What a replica says; nobody cancels it."""
+
+    def __init__(self, events: AsyncIterator[Event]) -> None:
+        self._events = events
+
+    def __anext__(self) -> Awaitable[Event]:
+        """The next of it."""
+        return anext(self._events)
+
+    def cancel(self) -> None:
+        """It goes on."""
+
+
 class FakeReplicas:
     """Takes any number of attempts at once, and a while for each."""
 
@@ -72,8 +86,11 @@ class FakeReplicas:
         """There is always one."""
         yield
 
-    async def dispatch(self, selection: Any, attempts: list[Attempt]) -> AsyncIterator[Event]:
+    def dispatch(self, selection: Any, attempts: list[Attempt]) -> Told:
         """Four steps, then a clip."""
+        return Told(self._tell(attempts))
+
+    async def _tell(self, attempts: list[Attempt]) -> AsyncIterator[Event]:
         for step in range(4):
             await asyncio.sleep(self._seconds / 4)
             yield Progress(tuple(attempt.request_id for attempt in attempts), f"Step {step + 1}/4", (step + 1) / 4)
@@ -95,7 +112,7 @@ async def serve(port: int, folder: Path, hold: float, seconds: float) -> None:
     async def not_ready() -> None:
         return None
 
-    dispatcher = Dispatcher(store, {MODEL: FakeReplicas(seconds)}, owner="bench")
+    dispatcher = Dispatcher(store, storage, {MODEL: FakeReplicas(seconds)}, owner="bench")
     dispatcher.reconfigure({"batching": {MODEL: {"max_batch_size": 8, "max_pixel_frames": 10**12}}})
     await dispatcher.start()
     api = create_api(endpoints, open_store, storage, KEY, f"http://127.0.0.1:{port}", not_ready, poll_hold_seconds=hold)

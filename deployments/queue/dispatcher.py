@@ -3,7 +3,8 @@
     the queue says a model has work ──▶ choose_replica() ──▶ store.claim() ──▶ dispatch() ──▶ events ──▶ store
 
 A batch is claimed only once a replica is certain, so priority, cancelling and batching act on what is still in the
-queue. Any number of dispatchers may run: claims skip each other's rows, results are fenced by the attempt.
+queue. Any number of dispatchers may run: claims skip each other's rows, results are fenced by the attempt. One that is
+to end claims nothing any more, gives back what no replica has begun, and lets the rest run for a while.
 """
 
 from __future__ import annotations
@@ -11,22 +12,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict
-from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
-from deployments import logs
-from deployments.errors import ClientCancelled, RunnerServerError, Unavailable
-from deployments.models.messages import Attempt, Begun, Dropped, Event, Failed, Finished, Progress, StoredFile
-from deployments.queue.request import LogLine
-from deployments.queue.store import BatchLimits, Outcome, RequestStore
+from deployments.errors import StorageUnavailable, Unavailable
+from deployments.models.messages import Attempt
+from deployments.queue.batch import Batch, Events
+from deployments.queue.recorder import Recorder
+from deployments.queue.store import BatchLimits, RequestStore
+from deployments.storage import FileStorage
 
 logger = logging.getLogger(__name__)
+
+RUN_SECONDS = 3600.0
+"""How long a batch may have the device where the configuration says nothing."""
+
+STORAGE_CHECK_SECONDS = 2.0
+"""How often a storage that was away is tried again."""
+
+_CLAIM_SECONDS = 6.0
+"""A claim takes a little longer than the database may at the most."""
+
+_DRAIN_STEP_SECONDS = 0.1
 
 
 class ReplicaHandle(Protocol):
@@ -35,7 +45,7 @@ class ReplicaHandle(Protocol):
     def choose_replica(self) -> AbstractAsyncContextManager[Any]:
         """Reserve a place on a replica for as long as the context is open."""
 
-    def dispatch(self, selection: Any, attempts: list[Attempt]) -> AsyncIterable[Event]:
+    def dispatch(self, selection: Any, attempts: list[Attempt]) -> Events:
         """Send a batch to the reserved replica."""
 
 
@@ -45,6 +55,8 @@ class DispatcherConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     batching: dict[str, BatchLimits] = {}
+    run_seconds: dict[str, PositiveFloat] = {}
+    max_running_per_key: int | None = Field(None, ge=1)
 
 
 class Dispatcher:
@@ -53,6 +65,7 @@ class Dispatcher:
     def __init__(
         self,
         store: RequestStore,
+        storage: FileStorage,
         replicas: Mapping[str, ReplicaHandle],
         owner: str,
         *,
@@ -63,24 +76,31 @@ class Dispatcher:
 
         Args:
             store: The queue.
+            storage: Where replicas put finished clips.
             replicas: For each model, the handle of its deployment.
             owner: This dispatcher's name in the queue, unlike any other's.
             lease_seconds: How long its attempts stay its own without a heartbeat.
             poll_seconds: How often it asks the queue for work while it has a place free.
         """
         self._store = store
+        self._storage = storage
         self._replicas = replicas
         self._owner = owner
         self._lease_seconds = lease_seconds
         self._poll_seconds = poll_seconds
-        self._limits: Mapping[str, BatchLimits] = {}
+        self._config = DispatcherConfig()
+        self._recorder = Recorder(store, storage, owner, lease_seconds / 10)
         self._has_work = {model: asyncio.Event() for model in replicas}
-        self._held: set[str] = set()
-        self._lines: list[LogLine] = []
-        self._previews: list[tuple[str, StoredFile]] = []
-        self._writing = asyncio.Lock()
+        self._storage_is_up = asyncio.Event()
+        self._storage_is_up.set()
         self._loops: list[asyncio.Task[None]] = []
-        self._batches: set[asyncio.Task[None]] = set()
+        self._feeders: list[asyncio.Task[None]] = []
+        self._reserving: set[asyncio.Task[None]] = set()
+        self._claiming: set[asyncio.Task[None]] = set()
+        self._serving: set[asyncio.Task[None]] = set()
+        self._batches: set[Batch] = set()
+        self.draining = False
+        self._drained_by = float("inf")
 
     async def start(self) -> None:
         """Take the lease, then begin to claim."""
@@ -88,26 +108,44 @@ class Dispatcher:
         self._loops = [
             asyncio.create_task(self._repeat(self._look_for_work, self._poll_seconds)),
             asyncio.create_task(self._repeat(self._keep_lease, self._lease_seconds / 5)),
-            asyncio.create_task(self._repeat(self._write_logs, 4 * self._poll_seconds)),
-            *(asyncio.create_task(self._feed(model)) for model in self._replicas),
+            asyncio.create_task(self._repeat(self._recorder.write_logs, 4 * self._poll_seconds)),
+            asyncio.create_task(self._repeat(self._check_storage, STORAGE_CHECK_SECONDS)),
         ]
+        self._feeders = [asyncio.create_task(self._feed(model)) for model in self._replicas]
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Claim nothing any more, and return when all that runs has ended, or after the grace time.
+
+        What no replica has begun goes back at once. Called again, the shorter time counts.
+        """
+        loop = asyncio.get_running_loop()
+        self._stop_claiming()
+        self._drained_by = min(self._drained_by, loop.time() + grace_seconds)
+        while self._serving and (left := self._drained_by - loop.time()) > 0:
+            await asyncio.wait(self._serving, timeout=min(_DRAIN_STEP_SECONDS, left))
 
     async def stop(self) -> None:
         """Stop claiming, and give back at once what is held."""
-        tasks = [*self._loops, *self._batches]
+        self._stop_claiming()
+        if self._claiming:
+            await asyncio.wait(self._claiming, timeout=_CLAIM_SECONDS)  # lest nobody knows what they have claimed
+        unbegun = {request_id for batch in self._batches if not batch.begun for request_id in batch.request_ids}
+        tasks = [*self._loops, *self._serving]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._store.give_back(self._owner)
+        with contextlib.suppress(Unavailable):
+            await self._recorder.write_logs()
+        await self._store.give_back(self._owner, unbegun)
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
-        """Take new batching limits (Serve's ``user_config``)."""
-        self._limits = DispatcherConfig.model_validate(config).batching
+        """Take new limits (Serve's ``user_config``)."""
+        self._config = DispatcherConfig.model_validate(config)
 
     def check_health(self) -> None:
         """Fail when a loop has died, so that Serve replaces this dispatcher."""
-        for task in self._loops:
-            if task.done():
+        for task in [*self._loops, *self._feeders]:
+            if task.done() and not (self.draining and task.cancelled()):
                 task.result()
 
     async def abandoned(self, attempts: Mapping[str, int]) -> set[str]:
@@ -125,121 +163,97 @@ class Dispatcher:
             await asyncio.sleep(seconds)
 
     async def _look_for_work(self) -> None:
-        models = await self._store.models_with_work(self._has_work)
+        models = await self._store.models_with_work(self._has_work, self._config.max_running_per_key)
         for model, event in self._has_work.items():
             event.set() if model in models else event.clear()
 
     async def _keep_lease(self) -> None:
+        held = {request_id for batch in self._batches for request_id in batch.request_ids}
         await self._store.heartbeat(self._owner, self._lease_seconds)
-        await self._store.sweep(self._owner, self._held, self._lease_seconds)
+        await self._store.sweep(self._owner, held, self._lease_seconds)
 
-    async def _write_logs(self) -> None:
-        async with self._writing:
-            lines, self._lines = self._lines, []
-            previews, self._previews = self._previews, []
-            if lines:
-                await self._store.log(lines, previews)
+    async def _check_storage(self) -> None:
+        """Claim nothing while a clip could not be stored when it is made."""
+        if self._storage_is_up.is_set():
+            return
+        try:
+            await self._storage.check()
+        except StorageUnavailable as error:
+            logger.warning("nothing is claimed: %s", error)
+        else:
+            self._storage_is_up.set()
 
     async def _feed(self, model: str) -> None:
         """Keep one place reserved at a time while there is work; each batch then goes its own way."""
         while True:
             await self._has_work[model].wait()
+            await self._storage_is_up.wait()
             claimed = asyncio.Event()
-            batch = asyncio.create_task(self._serve_batch(model, claimed))
-            self._batches.add(batch)
-            batch.add_done_callback(self._batches.discard)
+            serving = asyncio.create_task(self._serve_batch(model, claimed))
+            self._serving.add(serving)
+            serving.add_done_callback(self._serving.discard)
             await claimed.wait()
 
     # ---------------------------------------------------------------- one batch
 
     async def _serve_batch(self, model: str, claimed: asyncio.Event) -> None:
-        handle = self._replicas[model]
         try:
-            async with handle.choose_replica() as selection:
-                attempts = await self._store.claim(model, self._owner, self._limits.get(model, BatchLimits()))
-                if not attempts:
-                    self._has_work[model].clear()
-                    return
+            async with self._place(model) as selection:
+                batch = await self._claim(model)
                 claimed.set()
-                self._held |= {attempt.request_id for attempt in attempts}
-                try:
-                    await self._record(attempts, handle.dispatch(selection, attempts))
-                finally:
-                    self._held -= {attempt.request_id for attempt in attempts}
+                if batch:
+                    await self._run(batch, model, selection)
         except Exception:
             logger.exception("%s: a batch was not served", model)  # what was claimed is swept up after a lease
             await asyncio.sleep(self._poll_seconds)
         finally:
             claimed.set()
 
-    async def _record(self, attempts: list[Attempt], events: AsyncIterable[Event]) -> None:
-        """Write down what a replica says of a batch; what it leaves open goes back to the queue."""
-        running = {attempt.request_id: attempt for attempt in attempts}
-        reason = "the replica ended without a word"
+    @contextlib.asynccontextmanager
+    async def _place(self, model: str) -> AsyncIterator[Any]:
+        """A place on a replica."""
+        async with contextlib.AsyncExitStack() as stack:
+            with _noted(self._reserving):
+                selection = await stack.enter_async_context(self._replicas[model].choose_replica())
+            yield selection
+
+    async def _claim(self, model: str) -> Batch | None:
+        if self.draining or not self._storage_is_up.is_set():
+            return None
+        limits = self._config.batching.get(model, BatchLimits())
+        with _noted(self._claiming):
+            attempts = await self._store.claim(model, self._owner, limits, self._config.max_running_per_key)
+            if attempts and self.draining:
+                await self._recorder.put_back(attempts, "the dispatcher stops")
+                return None
+        if not attempts:
+            self._has_work[model].clear()
+            return None
+        run_seconds = self._config.run_seconds.get(model, RUN_SECONDS)
+        return Batch(attempts, self._recorder, run_seconds, self._storage_is_up.clear)
+
+    async def _run(self, batch: Batch, model: str, selection: Any) -> None:
+        self._batches.add(batch)
         try:
-            async for event in events:
-                await self._on_event(event, running)
-        except RayTaskError:
-            logger.exception("a replica failed outside any request")
-            failure = RunnerServerError("The model failed").failure()
-            for attempt in running.values():
-                await self._persist(self._store.complete, attempt, Outcome.of(failure))
-            return
-        except (RayError, RayServeException) as error:
-            reason = f"the replica was lost ({type(error).__name__})"
-        for attempt in running.values():
-            with logs.request_context(attempt.request_id):
-                logger.warning("attempt %s was lost: %s", attempt.number, reason)
-            await self._persist(self._store.lose, attempt, reason)
+            await batch.run(self._replicas[model].dispatch(selection, batch.attempts))
+        finally:
+            self._batches.discard(batch)
 
-    async def _on_event(self, event: Event, running: dict[str, Attempt]) -> None:
-        if isinstance(event, Begun):
-            return
-        if isinstance(event, Progress):
-            ids = [request_id for request_id in event.request_ids if request_id in running]
-            self._note(event, ids)
-            return
-        attempt = running[event.request_id]
-        with contextlib.suppress(Unavailable):  # a log is not worth a result
-            await self._write_logs()
-        if isinstance(event, Failed) and event.failure.retryable:
-            await self._persist(self._store.lose, attempt, event.failure.message)
-        else:
-            await self._persist(self._store.complete, attempt, _outcome(event))
-        del running[event.request_id]
-
-    def _note(self, event: Progress, ids: Sequence[str]) -> None:
-        preview = event.preview.key if event.preview else None
-        at = time.time()
-        self._lines += [LogLine(each, event.message, at, "INFO", event.fraction, preview) for each in ids]
-        if event.preview:
-            self._previews += [(each, event.preview) for each in ids]
-
-    async def _persist(
-        self, write: Callable[[Attempt, str, Any], Awaitable[bool]], attempt: Attempt, what: Any
-    ) -> None:
-        """Write the end of an attempt, however long the store is away: the fence decides whether it still counts."""
-        while True:
-            try:
-                if not await write(attempt, self._owner, what):
-                    logger.warning("attempt %s of %s was not ours any more", attempt.number, attempt.request_id)
-                return
-            except Unavailable as error:
-                logger.warning("%s: %s", error, error.__cause__)
-            await asyncio.sleep(self._lease_seconds / 10)
+    def _stop_claiming(self) -> None:
+        self.draining = True
+        for task in [*self._feeders, *self._reserving]:
+            task.cancel()
+        for batch in self._batches:
+            batch.recall()
 
 
-def _outcome(event: Finished | Failed | Dropped) -> Outcome:
-    match event:
-        case Finished():
-            return Outcome(
-                200,
-                event.output,
-                inference_seconds=event.inference_seconds,
-                gpu_seconds=event.gpu_seconds,
-                files=event.files,
-            )
-        case Failed():
-            return Outcome.of(event.failure)
-        case Dropped():
-            return Outcome.of(ClientCancelled("The request was cancelled by its caller").failure())
+@contextlib.contextmanager
+def _noted(tasks: set[asyncio.Task[Any]]) -> Iterator[None]:
+    """Be found among these tasks meanwhile."""
+    task = asyncio.current_task()
+    assert task
+    tasks.add(task)
+    try:
+        yield
+    finally:
+        tasks.discard(task)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +17,26 @@ from deployments.queue.dispatcher import Dispatcher
 from deployments.queue.request import InferenceRequest, RequestStatus
 from deployments.queue.store import RequestStore
 from deployments.queue.watch import Changes
+from deployments.storage import FileStorage
 from tests.queue.conftest import MODEL, new_request
 
+URL = "http://127.0.0.1:8000"
+
 Script = Callable[[list[Attempt]], AsyncIterator[Event]]
+
+
+class Told:
+    """What a script says, and whether somebody has put an end to it."""
+
+    def __init__(self, events: AsyncIterator[Event]) -> None:
+        self._events = events
+        self.cancelled = False
+
+    def __anext__(self) -> Awaitable[Event]:
+        return anext(self._events)
+
+    def cancel(self) -> None:
+        self.cancelled = True
 
 
 class FakeReplicas:
@@ -27,15 +46,17 @@ class FakeReplicas:
         self._script = script
         self._places = asyncio.Semaphore(places)
         self.batches: list[list[Attempt]] = []
+        self.told: list[Told] = []
 
     @asynccontextmanager
     async def choose_replica(self) -> AsyncIterator[str]:
         async with self._places:
             yield "a replica"
 
-    def dispatch(self, selection: Any, attempts: list[Attempt]) -> AsyncIterator[Event]:
+    def dispatch(self, selection: Any, attempts: list[Attempt]) -> Told:
         self.batches.append(attempts)
-        return self._script(attempts)
+        self.told.append(Told(self._script(attempts)))
+        return self.told[-1]
 
 
 async def finish(attempts: list[Attempt]) -> AsyncIterator[Event]:
@@ -47,14 +68,17 @@ async def finish(attempts: list[Attempt]) -> AsyncIterator[Event]:
 @asynccontextmanager
 async def running(store: RequestStore, replicas: FakeReplicas, **options: Any) -> AsyncIterator[Dispatcher]:
     batching = options.pop("batching", {})
+    config = {"batching": batching} | options.pop("config", {})
     options = {"owner": "a", "lease_seconds": 2.0, "poll_seconds": 0.01} | options
-    dispatcher = Dispatcher(store, {MODEL: replicas}, **options)
-    dispatcher.reconfigure({"batching": batching})
-    await dispatcher.start()
-    try:
-        yield dispatcher
-    finally:
-        await dispatcher.stop()
+    with tempfile.TemporaryDirectory() as folder:
+        storage = options.pop("storage", None) or FileStorage(Path(folder), URL)
+        dispatcher = Dispatcher(store, storage, {MODEL: replicas}, **options)
+        dispatcher.reconfigure(config)
+        await dispatcher.start()
+        try:
+            yield dispatcher
+        finally:
+            await dispatcher.stop()
 
 
 async def ended(store: RequestStore, request: InferenceRequest) -> InferenceRequest:
@@ -193,17 +217,18 @@ async def test_two_dispatchers_run_every_request_once(store: RequestStore) -> No
     assert sorted(ran) == sorted(request.id for request in requests)
 
 
-async def test_dispatcher_that_dies_is_replaced_within_its_lease(store: RequestStore) -> None:
+async def test_dispatcher_that_dies_is_replaced_within_its_lease(store: RequestStore, tmp_path: Path) -> None:
     async def never(attempts: list[Attempt]) -> AsyncIterator[Event]:
         await asyncio.Event().wait()
         yield
 
     request = await store.submit(new_request())
-    dead = Dispatcher(store, {MODEL: FakeReplicas(never)}, "dead", lease_seconds=0.5, poll_seconds=0.01)
+    storage = FileStorage(tmp_path, URL)
+    dead = Dispatcher(store, storage, {MODEL: FakeReplicas(never)}, "dead", lease_seconds=0.5, poll_seconds=0.01)
     await dead.start()
     while (await store.get(request.id)).status != RequestStatus.IN_PROGRESS:  # type: ignore[union-attr]
         await asyncio.sleep(0.01)
-    for task in [*dead._loops, *dead._batches]:
+    for task in [*dead._loops, *dead._feeders, *dead._serving]:
         task.cancel()  # as a kill -9 would: nothing is given back
     async with running(store, FakeReplicas(finish), owner="b", lease_seconds=0.5):
         assert (await ended(store, request)).attempt == 2
@@ -285,7 +310,7 @@ async def test_dead_loop_fails_the_health_check(store: RequestStore) -> None:
             dispatcher.check_health()
 
 
-async def test_unknown_batching_option_is_refused(store: RequestStore) -> None:
-    dispatcher = Dispatcher(store, {}, "a")
+async def test_unknown_batching_option_is_refused(store: RequestStore, tmp_path: Path) -> None:
+    dispatcher = Dispatcher(store, FileStorage(tmp_path, URL), {}, "a")
     with pytest.raises(ValidationError, match="max_size"):
         dispatcher.reconfigure({"batching": {MODEL: {"max_size": 3}}})

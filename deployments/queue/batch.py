@@ -1,0 +1,211 @@
+"""One batch on its replica: what the replica says is written down, and what it leaves open goes back to the queue.
+
+claimed ──▶ (waits for its turn) ── Begun ──▶ (pictures, the device) ── Finished | Failed | Dropped ──▶ ended
+   └────────── put back ◀── recalled            └── lost with its replica, or too slow ──▶ again, or the end
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+
+from deployments.errors import (
+    ClientCancelled,
+    Failure,
+    GenerationTimeout,
+    RunnerServerError,
+    StorageUnavailable,
+    Unavailable,
+)
+from deployments.models.messages import Attempt, Begun, Dropped, Event, Failed, Finished, Progress
+from deployments.queue.crashes import has_crashed
+from deployments.queue.recorder import Recorder
+from deployments.queue.store import Outcome
+
+logger = logging.getLogger(__name__)
+
+LONGEST_BACKOFF_SECONDS = 60.0
+REPLACED_SECONDS = 1.0
+"""A request whose replica was lost waits a random part of this, so that not all come back in one moment."""
+
+
+class Events(Protocol):
+    """What the dispatcher uses of Serve's ``DeploymentResponseGenerator``."""
+
+    def __anext__(self) -> Awaitable[Event]:
+        """The next of them."""
+
+    def cancel(self) -> None:
+        """Let the replica stop."""
+
+
+class Batch:
+    """Attempts that go to one replica together."""
+
+    def __init__(
+        self, attempts: Sequence[Attempt], recorder: Recorder, run_seconds: float, on_storage_away: Callable[[], None]
+    ) -> None:
+        """Hold attempts that have been claimed.
+
+        Args:
+            attempts: The members.
+            recorder: Writes down what becomes of them.
+            run_seconds: How long they may take on the device, and how long to get there once they have begun.
+            on_storage_away: Called when a clip could not be stored.
+        """
+        self.attempts = list(attempts)
+        self._open = {attempt.request_id: attempt for attempt in attempts}
+        self._recorder = recorder
+        self._run_seconds = run_seconds
+        self._on_storage_away = on_storage_away
+        self._on_device: frozenset[str] = frozenset()
+        self._deadline: float | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._recalled = False
+        self.begun = False
+
+    @property
+    def request_ids(self) -> set[str]:
+        """Those that have not ended."""
+        return set(self._open)
+
+    def recall(self) -> None:
+        """Give up at once what has not begun."""
+        if not self.begun:
+            self._recalled = True
+            if self._reading:
+                self._reading.cancel()
+
+    async def run(self, events: Events) -> None:
+        """Follow the replica to the batch's end."""
+        self._reading = asyncio.create_task(self._read(events))
+        if self._recalled:
+            self._reading.cancel()
+        try:
+            await asyncio.wait([self._reading])
+        finally:
+            self._reading.cancel()
+            if not _ended_by_the_replica(self._reading):
+                events.cancel()
+        await self._settle(self._reading)
+
+    async def _read(self, events: Events) -> None:
+        """Write down what the replica says, until it ends."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                async with asyncio.timeout_at(self._deadline):
+                    event = await anext(events)
+            except StopAsyncIteration:
+                return
+            heard_at = loop.time()
+            await self._on_event(event)
+            if self._deadline:
+                self._deadline += loop.time() - heard_at  # a store that is away is not the replica's fault
+
+    async def _settle(self, reading: asyncio.Task[None]) -> None:
+        """Decide about what is still open."""
+        error = None if reading.cancelled() else reading.exception()
+        if self._recalled:
+            await self._recorder.put_back(list(self._open.values()), "the dispatcher stops")
+        elif reading.cancelled():  # by Serve: the replica gives up what it does
+            await self._lose("the replica stopped")
+        elif error is None:
+            await self._lose("the replica ended without a word")
+        elif isinstance(error, TimeoutError):
+            await self._end_overdue()
+        elif isinstance(error, RayTaskError):
+            logger.error("a replica failed outside any request", exc_info=error)
+            await self._end_all(RunnerServerError("The model failed").failure())
+        elif isinstance(error, RayError | RayServeException):
+            await self._lose(f"the replica was lost ({type(error).__name__})", crashed=await has_crashed(error))
+        else:
+            raise error
+
+    # ---------------------------------------------------------------- events
+
+    async def _on_event(self, event: Event) -> None:
+        match event:
+            case Begun():
+                self._begin(event)
+            case Progress():
+                self._recorder.note(event, [each for each in event.request_ids if each in self._open])
+            case Failed() if event.failure.retryable:
+                await self._retry(self._open[event.request_id], event.failure)
+                del self._open[event.request_id]
+            case _:
+                with contextlib.suppress(Unavailable):  # a log is not worth a result
+                    await self._recorder.write_logs()
+                await self._recorder.end(self._open[event.request_id], _outcome(event))
+                del self._open[event.request_id]
+
+    def _begin(self, event: Begun) -> None:
+        self.begun = True
+        self._deadline = asyncio.get_running_loop().time() + self._run_seconds
+        if event.on_device:
+            self._on_device = frozenset(event.request_ids)
+
+    async def _retry(self, attempt: Attempt, failure: Failure) -> None:
+        if failure.type == StorageUnavailable.type:
+            self._on_storage_away()
+        await self._recorder.lose(attempt, failure.message, retry_seconds=backoff_seconds(attempt.number))
+
+    # ---------------------------------------------------------------- what is left open
+
+    async def _lose(self, reason: str, *, crashed: bool = False) -> None:
+        """Give back what is open. What had not begun is not to blame, whatever happened."""
+        left = list(self._open.values())
+        if not self.begun:
+            await self._recorder.put_back(left, reason)
+            return
+        retry_seconds = REPLACED_SECONDS * random.random()  # noqa: S311 - no secret
+        for attempt in left:
+            await self._recorder.lose(attempt, reason, crashed=crashed, retry_seconds=retry_seconds)
+
+    async def _end_overdue(self) -> None:
+        """End what had the device for too long; what still waited for it is not to blame."""
+        failure = GenerationTimeout(f"The run took longer than {self._run_seconds:g} seconds").failure()
+        for attempt in list(self._open.values()):
+            if attempt.request_id in self._on_device:
+                await self._recorder.end(attempt, Outcome.of(failure))
+            else:
+                await self._recorder.lose(attempt, "the device was not free in time")
+
+    async def _end_all(self, failure: Failure) -> None:
+        for attempt in list(self._open.values()):
+            await self._recorder.end(attempt, Outcome.of(failure))
+
+
+def _ended_by_the_replica(reading: asyncio.Task[None]) -> bool:
+    if not reading.done() or reading.cancelled():
+        return False
+    return isinstance(reading.exception(), RayError | RayServeException | None)
+
+
+def backoff_seconds(attempt_number: int) -> float:
+    """1, 2, 4, … seconds, a quarter more or less by chance."""
+    jitter = random.uniform(0.75, 1.25)  # noqa: S311 - no secret
+    return min(LONGEST_BACKOFF_SECONDS, jitter * 2.0 ** (attempt_number - 1))
+
+
+def _outcome(event: Finished | Failed | Dropped) -> Outcome:
+    match event:
+        case Finished():
+            return Outcome(
+                200,
+                event.output,
+                inference_seconds=event.inference_seconds,
+                gpu_seconds=event.gpu_seconds,
+                files=event.files,
+            )
+        case Failed():
+            return Outcome.of(event.failure)
+        case Dropped():
+            return Outcome.of(ClientCancelled("The request was cancelled by its caller").failure())
