@@ -104,12 +104,11 @@ class FileStorage:
         key = f"{PARTS}/check-{uuid4().hex}/1"
         with told_as_unavailable():
             async with asyncio.timeout(CHECK_SECONDS):
-                try:
-                    await obstore.put_async(self._store, key, _PROBE)
-                    if bytes(await obstore.get_range_async(self._store, key, start=0, end=len(_PROBE))) != _PROBE:
-                        raise StorageUnavailable("The file storage does not give back what it was given")
-                finally:
-                    await self._delete(key)
+                await obstore.put_async(self._store, key, _PROBE)
+                found = bytes(await obstore.get_range_async(self._store, key, start=0, end=len(_PROBE)))
+                await self._delete(key)
+        if found != _PROBE:
+            raise StorageUnavailable("The file storage does not give back what it was given")
 
     async def put(self, source: Path, key: str) -> File:
         """Store a copy of a file. On return it is on the disk, whole; after any error nothing is left.

@@ -37,14 +37,15 @@ def walk(directory: Path, prefix: str, before: float) -> Iterator[str | None]:
 
 def _walk_folder(folder: Path, prefix: str, before: float) -> Iterator[str]:
     with contextlib.suppress(OSError):  # others delete, too
+        old = folder.stat().st_mtime < before
         for path in list(folder.iterdir()):
             if path.stat().st_mtime < before:
                 if _DRAFT.search(path.name):
                     path.unlink(missing_ok=True)
                 else:
                     yield f"{prefix}/{path.name}"
-        if folder.stat().st_mtime < before:
-            folder.rmdir()
+        if old:
+            remove_empty(folder)
 
 
 def sync_to_disk(path: Path) -> None:
