@@ -52,9 +52,9 @@ _SESSION = {
     "jit": "off",  # our statements are short, and compiling one takes longer than running it
 }
 _AWAY = (OperationalError, InterfaceError, PoolTimeoutError, OSError)
-_AWAY_STATES = ("08", "25006", "40", "53", "55P03", "57", "58", "0A000")
-"""PostgreSQL's codes, or what they begin with, for: connection, read only, rolled back, resources, locked, stopped by
-an operator or a time-out, system; and a prepared statement that a migration has made stale."""
+_AWAY_STATES = ("08", "25006", "40", "53", "55", "57", "58", "0A000")
+"""PostgreSQL's codes, or what they begin with, for: connection, read only, rolled back, resources, not in the state for
+it, stopped by an operator or a time-out, system; and a prepared statement that a migration has made stale."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -109,7 +109,9 @@ class Database:
         """Close every connection, once those in use have been given back. Nothing is read or written any more."""
         self._closed = True
         await self._idle.wait()
-        await self._engine.dispose()
+        with contextlib.suppress(TimeoutError):  # what hangs is dropped
+            async with self._in_time():
+                await self._engine.dispose()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
+from sqlalchemy import URL
 
 from deployments.queue.request import NewRequest
+from deployments.queue.store import RequestStore
 from loadtest.postgres import Postgres
 
 MODEL = "fal-ai--svd"
@@ -32,3 +37,41 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite+aiosqlite:///{tmp_path}/queue.db"
     server: Postgres = request.getfixturevalue("postgres")
     return server.create(f"test_{uuid4().hex}", template="migrated")
+
+
+async def take_away(store: RequestStore) -> None:
+    """Let every call of this store fail, as one does whose database is gone."""
+    url = _url(store)
+    if url.get_backend_name() == "sqlite":
+        async with store.database.transaction() as connection:
+            await connection.exec_driver_sql("ALTER TABLE requests RENAME TO away")
+        return
+    async with _administrator(url) as connection:
+        await connection.execute(f'ALTER DATABASE "{url.database}" ALLOW_CONNECTIONS false')
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", url.database
+        )
+
+
+async def bring_back(store: RequestStore) -> None:
+    """Undo ``take_away``."""
+    url = _url(store)
+    if url.get_backend_name() == "sqlite":
+        async with store.database.transaction() as connection:
+            await connection.exec_driver_sql("ALTER TABLE away RENAME TO requests")
+        return
+    async with _administrator(url) as connection:
+        await connection.execute(f'ALTER DATABASE "{url.database}" ALLOW_CONNECTIONS true')
+
+
+def _url(store: RequestStore) -> URL:
+    return store.database._engine.url
+
+
+@contextlib.asynccontextmanager
+async def _administrator(url: URL) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(host=url.host, port=url.port, user=url.username, database="postgres")
+    try:
+        yield connection
+    finally:
+        await connection.close()

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -449,11 +448,11 @@ async def test_a_long_backlog_of_one_receiver_hides_no_other(store: RequestStore
 
 
 async def test_a_sender_that_is_killed_on_the_way_loses_nothing(
-    store: RequestStore, receiver: Receiver, tmp_path: Path
+    store: RequestStore, receiver: Receiver, database_url: str
 ) -> None:
     receiver.answers.append(receiver.held)
     request = await ended(store, receiver.url)
-    command = [sys.executable, "-c", SEND, f"sqlite+aiosqlite:///{tmp_path}/queue.db"]
+    command = [sys.executable, "-c", SEND, database_url]
     with subprocess.Popen(command, cwd=ROOT) as process:
         await posts(receiver)
         os.kill(process.pid, signal.SIGKILL)
@@ -604,5 +603,6 @@ async def test_looking_for_what_is_due_uses_the_partial_index(store: RequestStor
     )
     async with store.database.read() as connection:
         statement = query.compile(connection.engine, compile_kwargs={"render_postcompile": True})
-        plan = (await connection.execute(text(f"EXPLAIN QUERY PLAN {statement}"))).all()
+        explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
+        plan = (await connection.execute(text(f"{explain} {statement}"))).all()
     assert "webhooks_due" in str(plan)
