@@ -23,5 +23,5 @@ def test_every_invariant_survives_the_faults(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith(f"seed {SEED}\n")
     if os.getuid() == 0:  # who may not mount a full disk leaves that fault out
-        struck = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("F")}
+        struck = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  F")}
         assert struck >= {*EARLY, *LATE}, done.stdout

@@ -21,11 +21,8 @@ from pathlib import Path
 from loadtest.chaos import campaign
 from loadtest.chaos.campaign import Options
 from loadtest.chaos.hold import hold
-from loadtest.chaos.nemesis import FAULTS, plan
+from loadtest.chaos.nemesis import FAULTS, ISOLATED, plan
 from loadtest.postgres import programs
-
-ISOLATED = "CHAOS_ISOLATED"
-"""Set in the process that has a network and mounts of its own."""
 
 SHORT_REQUESTS, SHORT_SECONDS, SHORT_DRAIN = 2000, 75.0, 45.0
 LONG_DRAIN = 180.0

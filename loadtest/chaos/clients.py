@@ -102,7 +102,10 @@ class Client:
         dice = self._dice
         self._shared.seeds += 1
         payload = Payload(
-            self._shared.seeds, self._motion(), round(dice.random(), 3), tuple(dice.randrange(256) for _ in range(3))
+            self._shared.seeds,
+            self._motion(),
+            round(dice.random(), 3),
+            (dice.randrange(256), dice.randrange(256), dice.randrange(256)),
         )
         headers = {"x-fal-queue-priority": "low"} if dice.random() < 0.2 else {}
         if dice.random() < 0.5:
@@ -186,7 +189,7 @@ class Client:
 
     async def _fetch(self, request_id: str) -> None:
         answer = await self._get(f"/queue/{ENDPOINT}/requests/{request_id}")
-        if answer is not None and (answer.is_success or "x-fal-request-id" in answer.headers):
+        if answer is not None and answer.headers.get("x-fal-error-type") != "internal_error":  # not an answer yet
             body = answer.json()
             video = body.get("video") or {}
             self._journal.write(

@@ -8,12 +8,16 @@ One fault at a time, so that a recovery can be told to its cause; what one leave
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import httpx
 import psutil
 
 from loadtest.chaos.clients import Shared
@@ -26,6 +30,18 @@ QUIET_SECONDS = 5.0
 """Before the first fault."""
 
 OUTAGE_SECONDS = 10.0
+SCRAPES = 100.0
+"""A second."""
+
+ISOLATED = "CHAOS_ISOLATED"
+"""Set in the environment of a campaign that has a network and mounts of its own."""
+
+BANDWIDTH = "4mbit"
+SLOW = (
+    "ip link set lo mtu 1500",
+    f"tc qdisc add dev lo root tbf rate {BANDWIDTH} burst 32kb latency 400ms",
+)
+FAST = "tc qdisc del dev lo root"
 FULL_SECONDS = 6.0
 READY_SECONDS = 120.0
 
@@ -146,6 +162,51 @@ class Nemesis:
         ready = await self._service.until_ready(READY_SECONDS)
         return f"{what}, started again{'' if ready else ', which did not become ready'}"
 
+    # ---------------------------------------------------------------- Ray
+
+    async def kill_gcs(self) -> str:
+        """F26: SIGKILL to Ray's head. What is on this machine dies with it, and is started again."""
+        self._one_of(self._service.find("gcs_server"), "GCS").kill()
+        await asyncio.sleep(5)
+        await asyncio.to_thread(self._service.kill)
+        return await self._start_again("kill -9 of Ray's GCS")
+
+    async def roll(self) -> str:
+        """F21: a rolling upgrade: everything is replaced while it works."""
+        if not await self._service.deploy():
+            raise LeftOut("Serve did not take the new configuration")
+        await asyncio.sleep(OUTAGE_SECONDS)
+        ready = await self._service.until_ready(READY_SECONDS)
+        return f"a new version was rolled out{'' if ready else ', and did not become ready'}"
+
+    async def lose_node(self) -> str:
+        """F18: a node joins, a roll-out puts replicas on it, and its raylet is killed."""
+        node = self._service.add_node()
+        await asyncio.sleep(OUTAGE_SECONDS)
+        await self.roll()
+        raylets = [each for each in psutil.Process(node.pid).children(recursive=True) if each.name() == "raylet"]
+        victim = self._one_of(raylets, "second node")
+        lost = len(victim.children())
+        victim.kill()
+        await asyncio.to_thread(self._service.end_node, node)
+        return f"kill -9 of a node's raylet, with {lost} workers"
+
+    async def scrape(self) -> str:
+        """F27: health and metrics are asked for a hundred times a second."""
+        headers = {"authorization": f"Key {self._service.key}"}
+        async with httpx.AsyncClient(base_url=self._service.url, headers=headers, trust_env=False) as http:
+            asked = [asyncio.create_task(self._scrape(http, n)) for n in range(int(SCRAPES * OUTAGE_SECONDS))]
+            answers = await asyncio.gather(*asked)
+        return f"{sum(answers)} of {len(answers)} scrapes were answered in {OUTAGE_SECONDS:.0f} s"
+
+    async def _scrape(self, http: httpx.AsyncClient, number: int) -> bool:
+        await asyncio.sleep(number / SCRAPES)
+        path = "/health/live" if number % 2 else "/v1/serverless/metrics"
+        try:
+            return (await http.get(path, timeout=5)).is_success
+        except httpx.HTTPError:
+            return False
+
     async def freeze_dispatcher(self) -> str:
         """F19: a dispatcher that is cut off for longer than its lease, and then goes on as if nothing had happened."""
         victim = self._one_of(self._service.dispatchers(), "dispatcher")
@@ -196,20 +257,38 @@ class Nemesis:
             database.resume()
         return f"PostgreSQL stood still for {OUTAGE_SECONDS:.0f} s"
 
+    async def fill_database(self) -> str:
+        """F9: no room for the database. It may have stopped itself by then, and is started again."""
+        await self._fill(self._service.database)
+        await self._restart_database()
+        return f"the database's disk was full for {FULL_SECONDS:.0f} s"
+
+    async def _restart_database(self) -> None:
+        database = self._service.postgres
+        assert database
+        await asyncio.to_thread(database.stop, signal.SIGQUIT)
+        await asyncio.to_thread(database.start)
+
+    async def _fill(self, disk: Path) -> None:
+        if disk not in self._service.mounted:
+            raise LeftOut("a file system of its own could not be mounted")
+        with self._service.full(disk):
+            await asyncio.sleep(FULL_SECONDS)
+
     # ---------------------------------------------------------------- storage, receiver
 
     async def fill_storage(self) -> str:
         """F8: no room for files."""
-        if not self._service.has_own_storage:
-            raise LeftOut("a file system of its own could not be mounted")
-        with self._service.full_storage():
-            await asyncio.sleep(FULL_SECONDS)
+        await self._fill(self._service.storage)
         return f"the file storage was full for {FULL_SECONDS:.0f} s"
 
     async def receiver_fails(self) -> str:
         """F10: the receiver answers 500, 500, 200."""
         self._receiver.fail(2)
-        await asyncio.sleep(OUTAGE_SECONDS)
+        try:
+            await asyncio.sleep(OUTAGE_SECONDS)
+        finally:
+            self._receiver.fail(0)
         return f"the receiver answered 500, 500, 200 for {OUTAGE_SECONDS:.0f} s"
 
     async def receiver_hangs(self) -> str:
@@ -221,17 +300,57 @@ class Nemesis:
             self._receiver.hold(False)
         return f"the receiver answered nothing for {OUTAGE_SECONDS:.0f} s"
 
+    async def receiver_is_down(self) -> str:
+        """F13: nobody listens where the webhooks go, for a while."""
+        self._receiver.listen(False)
+        try:
+            await asyncio.sleep(OUTAGE_SECONDS)
+        finally:
+            self._receiver.listen(True)
+        return f"the receiver was down for {OUTAGE_SECONDS:.0f} s"
+
+    # ---------------------------------------------------------------- network
+
+    async def slow_network(self) -> str:
+        """F20: little bandwidth between all processes. Packets cannot be lost on purpose without a packet filter."""
+        if not os.environ.get(ISOLATED):
+            raise LeftOut("it has no network of its own")
+        try:
+            for command in SLOW:
+                await self._command(command)
+            await asyncio.sleep(OUTAGE_SECONDS)
+        finally:
+            await asyncio.to_thread(subprocess.run, FAST.split(), capture_output=True, check=False)
+        return f"{BANDWIDTH} between all processes for {OUTAGE_SECONDS:.0f} s"
+
+    async def _command(self, line: str) -> None:
+        done = await asyncio.to_thread(subprocess.run, line.split(), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise LeftOut(f"{line}: {done.stderr.strip()}")
+
 
 FAULTS: dict[str, Callable[[Nemesis], Awaitable[str]]] = {
     "F1": Nemesis.kill_replica,
+    "F2": Nemesis.poison,
     "F3": Nemesis.kill_proxy,
     "F4": Nemesis.kill_dispatcher,
     "F5": Nemesis.stop_database,
     "F6": Nemesis.freeze_database,
     "F8": Nemesis.fill_storage,
+    "F9": Nemesis.fill_database,
     "F10": Nemesis.receiver_fails,
     "F11": Nemesis.receiver_hangs,
+    "F13": Nemesis.receiver_is_down,
+    "F16": Nemesis.fail,
+    "F17": Nemesis.hang,
+    "F18": Nemesis.lose_node,
     "F19": Nemesis.freeze_dispatcher,
+    "F20": Nemesis.slow_network,
+    "F21": Nemesis.roll,
     "F22": Nemesis.drain_replica,
+    "F22s": Nemesis.restart_service,
+    "F23": Nemesis.kill_while_draining,
+    "F26": Nemesis.kill_gcs,
+    "F27": Nemesis.scrape,
 }
 """What each name of reliability.md's list of faults stands for."""

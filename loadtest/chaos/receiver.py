@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import Counter
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,29 +16,43 @@ HELD_SECONDS = 20.0
 """Longer than a sender waits."""
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A sender that is killed hangs up."""
+
+
 class Receiver:
     """Answers 200, unless it is told otherwise."""
 
     def __init__(self, journal: Path) -> None:
         """Listen on a free port of this machine."""
         self.jwks: Mapping[str, Any] = {"keys": []}
-        self.failures = 0
-        self._times: Counter[str] = Counter()
+        self._failures = 0
+        self._left: dict[str, int] = {}
         self._lock = threading.Lock()
         self._journal = Journal(journal)
         self._answering = threading.Event()
         self._answering.set()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._http.daemon_threads = True
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
-        self.port = self._http.server_port
+        self.port = 0
+        self.listen(True)
+
+    def listen(self, up: bool) -> None:
+        """Be there, on the same port as before, or not at all."""
+        if up:
+            self._http = _Server(("127.0.0.1", self.port), self._handler())
+            self.port = self._http.server_port
+            threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
+        else:
+            self._http.shutdown()
+            self._http.server_close()
 
     def fail(self, times: int) -> None:
-        """Answer each request's first so many POSTs, from now on, with 500; 0 for none."""
+        """Answer the first so many POSTs of each request that is told of from now on with 500; 0 for no others."""
         with self._lock:
-            self.failures = times
-            self._times.clear()
+            self._failures = times
 
     def hold(self, held: bool) -> None:
         """Answer nothing, or again."""
@@ -48,13 +61,13 @@ class Receiver:
     def close(self) -> None:
         """Listen no more."""
         self._answering.set()
-        self._http.shutdown()
-        self._http.server_close()
+        self.listen(False)
 
     def _answer(self, request_id: str) -> int:
         with self._lock:
-            self._times[request_id] += 1
-            return 500 if self._times[request_id] <= self.failures else 200
+            left = self._left.setdefault(request_id, self._failures)
+            self._left[request_id] = max(0, left - 1)
+            return 500 if left else 200
 
     def _serve(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers["content-length"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 
 from loadtest.chaos.history import COMPLETED, IN_PROGRESS, IN_QUEUE, History, Strike
 
@@ -37,12 +38,33 @@ def _by_status(counted: Counter[int | None]) -> str:
 
 
 def _recoveries(history: History, strikes: Sequence[Strike]) -> Iterator[str]:
-    """A fault affects what runs when it begins and loses its attempt; where nothing does, all that runs."""
-    yield "fault  recovery: from its beginning until the first, and the last, request that it affected has ended"
-    for strike in sorted(strikes, key=lambda each: each.at):
-        times = recovery(history, strike)
-        told = f"{times[0]:6.1f} s {times[-1]:6.1f} s  ({len(times)} requests)" if times else "nothing was running"
-        yield f"{strike.fault:6} {told:38} {strike.what}"
+    yield "recovery, in seconds from the beginning of the fault:"
+    yield "  first, last: until the first and the last of the requests that it affected had ended;"
+    yield "  pause: the longest time without a result while something waited, up to the next fault"
+    yield f"  {'fault':6}{'first':>7}{'last':>7}{'pause':>7}  affected"
+    ordered = sorted(strikes, key=lambda each: each.at)
+    for strike, following in zip_longest(ordered, ordered[1:]):
+        times = recovery(history, strike) or [0.0]
+        paused = pause(history, strike.at, following.at if following else float("inf"))
+        count = len(recovery(history, strike))
+        yield f"  {strike.fault:6}{times[0]:7.1f}{times[-1]:7.1f}{paused:7.1f}  {count:8}  {strike.what}"
+
+
+def pause(history: History, since: float, until: float) -> float:
+    """The longest time in a span in which nothing succeeded though something waited all the while."""
+    accepted = {each.request_id: each.at for each in history.transitions if each.old is None}
+    ends = sorted((each.at, each.request_id) for each in history.transitions if each.new == COMPLETED)
+    waited = [(accepted[id], at) for at, id in ends if id in accepted and history.rows[id].status_code == 200]
+    longest, last = 0.0, since
+    for _, end in waited:
+        if end <= since:
+            continue
+        waiting_since = min(began for began, ended in waited if ended >= end)
+        longest = max(longest, min(end, until) - max(last, waiting_since))
+        last = end
+        if end > until:
+            break
+    return longest
 
 
 def recovery(history: History, strike: Strike) -> list[float]:

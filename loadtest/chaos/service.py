@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,15 +23,20 @@ import httpx
 import psutil
 import yaml
 
+from deployments.cli import SERVICE_ENVIRONMENT
 from deployments.queue.database import Database
 from loadtest.chaos.history import Limits
 from loadtest.postgres import Postgres
 
 ROOT = Path(__file__).parents[2]
+RUN_SECONDS = 20.0
+"""A batch that takes longer is ended."""
+
 ENDPOINT = "chaos/clip"
 MODEL = "chaos--clip"
-STORAGE_MEGABYTES = 256
+DISK_MEGABYTES = 512
 STOP_SECONDS = 45.0
+DEPLOY_SECONDS = 60.0
 
 AUDIT = (Path(__file__).parent / "audit.sql").read_text()
 """The database's own record of what changes, by triggers: nobody who is killed can forget to write it."""
@@ -56,32 +62,36 @@ class Service:
         self.limits = limits
         self.webhook = f"http://127.0.0.1:{receiver_port}/hook"
         self.storage = folder / "storage"
+        self.database = folder / "database"
         self.engine_journal = folder / "engine.jsonl"
         self.log = folder / "service.log"
         self.key = "campaign:" + os.urandom(16).hex()
         self.postgres: Postgres | None = None
         self.process: subprocess.Popen[bytes] | None = None
-        self.has_own_storage = False
+        self.mounted: list[Path] = []
+        self._nodes: list[subprocess.Popen[bytes]] = []
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self._settings = settings
-        self._config = _config(self.engine_journal, replicas, limits, seconds)
+        self._config = _config(self.port, self.engine_journal, replicas, limits, seconds)
 
     # ---------------------------------------------------------------- up
 
     async def prepare(self) -> None:
-        """Start the database, bring it to the newest schema, have it write down what changes; mount the storage."""
-        self.postgres = Postgres(self.folder / "postgres")
+        """Start the database, bring it to the newest schema, have it write down what changes, each disk its own."""
+        for folder in (self.storage, self.database):
+            folder.mkdir(mode=0o755)
+            mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m,mode=755", "tmpfs", str(folder)]
+            if not subprocess.run(mount, capture_output=True, check=False).returncode:
+                self.mounted.append(folder)
+        self.postgres = Postgres(self.database / "postgres")
         self.postgres.start()
         self.database_url = self.postgres.create("campaign")
         await (await Database.open(self.database_url)).close()
         async with contextlib.aclosing(_Connection(self.database_url)) as database:
             await database.execute(AUDIT)
-        self.storage.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={STORAGE_MEGABYTES}m", "tmpfs", str(self.storage)]
-        self.has_own_storage = subprocess.run(mount, capture_output=True, check=False).returncode == 0
 
     def start(self) -> None:
         """Start the service, as a user does; it is not ready yet."""
@@ -93,12 +103,8 @@ class Service:
                 command, cwd=ROOT, env=self._environment(), stdout=log, stderr=log, start_new_session=True
             )
 
-    def write_config(self, **user_config: Any) -> Path:
-        """Write serve_config.yaml, with these additions to the dispatcher's part."""
-        dispatcher = next(
-            each for each in self._config["applications"][0]["deployments"] if each["name"] == "Dispatcher"
-        )
-        dispatcher["user_config"] |= user_config
+    def write_config(self) -> Path:
+        """Write serve_config.yaml."""
         path = self.folder / "config.yaml"
         path.write_text(yaml.safe_dump(self._config))
         return path
@@ -138,9 +144,7 @@ class Service:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_SECONDS)
-        _end(tree)
-        self.process.wait()
-        self.process = None
+        self._bury(tree)
 
     def kill(self) -> None:
         """SIGKILL to all of the service at once."""
@@ -148,10 +152,17 @@ class Service:
         for process in tree:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        _end(tree)
-        if self.process:
-            self.process.wait()
-        self.process = None
+        self._bury(tree)
+
+    def _bury(self, tree: list[psutil.Process]) -> None:
+        """Kill what is left of a tree of processes, and forget it."""
+        _, alive = psutil.wait_procs(tree, timeout=5)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        for ended in filter(None, [self.process, *self._nodes]):
+            ended.wait()
+        self.process, self._nodes = None, []
 
     def close(self) -> None:
         """End everything."""
@@ -162,8 +173,8 @@ class Service:
                 with contextlib.suppress(psutil.NoSuchProcess, AssertionError):
                     self.postgres.resume()
                 self.postgres.stop(signal.SIGQUIT)
-            if self.has_own_storage:
-                subprocess.run(["umount", "-l", str(self.storage)], check=False)
+            for folder in self.mounted:
+                subprocess.run(["umount", "-l", str(folder)], check=False)
 
     # ---------------------------------------------------------------- victims
 
@@ -185,22 +196,54 @@ class Service:
         return sorted(found, key=lambda process: process.pid)
 
     def _tree(self) -> list[psutil.Process]:
-        if self.process is None:
-            return []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            parent = psutil.Process(self.process.pid)
-            return [parent, *parent.children(recursive=True)]
-        return []
+        tree = []
+        for process in filter(None, [self.process, *self._nodes]):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                parent = psutil.Process(process.pid)
+                tree += [parent, *parent.children(recursive=True)]
+        return tree
 
-    # ---------------------------------------------------------------- the storage
+    # ---------------------------------------------------------------- Ray
+
+    async def deploy(self) -> bool:
+        """Roll out a configuration that restarts every process; whether Serve took it."""
+        entry = self._config["applications"][0]["args"]["endpoints"][ENDPOINT]
+        entry["seconds"] = round(entry["seconds"] + 0.001, 3)
+        done = self._ray("deploy", str(self.write_config()))
+        return await asyncio.to_thread(done.wait, DEPLOY_SECONDS) == 0
+
+    def add_node(self) -> subprocess.Popen[bytes]:
+        """One more Ray node on this machine."""
+        node = self._ray("node")
+        self._nodes.append(node)
+        return node
+
+    def end_node(self, node: subprocess.Popen[bytes]) -> None:
+        """End what is left of a node."""
+        node.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            node.wait(STOP_SECONDS)
+        node.kill()
+        node.wait()
+        self._nodes.remove(node)
+
+    def _ray(self, command: str, *arguments: str) -> subprocess.Popen[bytes]:
+        (raylet, *_) = self.find("/raylet/raylet")
+        (address,) = re.findall(r"--gcs-address=(\S+)", " ".join(raylet.cmdline()))
+        line = [sys.executable, "-m", "loadtest.chaos.ray_cluster", command, address, *arguments]
+        environment = self._environment() | SERVICE_ENVIRONMENT
+        with self.log.open("ab") as log:
+            return subprocess.Popen(line, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    # ---------------------------------------------------------------- disks
 
     @contextlib.contextmanager
-    def full_storage(self) -> Iterator[None]:
-        """Have no room in the file storage."""
-        ballast = self.storage / "ballast"
+    def full(self, disk: Path) -> Iterator[None]:
+        """Have no room on a disk."""
+        ballast = disk / "ballast"
         with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
-                file.write(bytes(shutil.disk_usage(self.storage).free or 1))
+                file.write(bytes(shutil.disk_usage(disk).free or 1))
         try:
             yield
         finally:
@@ -236,23 +279,18 @@ class _Connection:
             await self._connection.close()
 
 
-def _end(tree: list[psutil.Process]) -> None:
-    """Kill what is left of a tree of processes."""
-    _, alive = psutil.wait_procs(tree, timeout=5)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=5)
-
-
-def _config(journal: Path, replicas: int, limits: Limits, seconds: float) -> dict[str, Any]:
+def _config(port: int, journal: Path, replicas: int, limits: Limits, seconds: float) -> dict[str, Any]:
     """The repository's serve_config.yaml with one endpoint: the campaign's."""
     document: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    document["http_options"]["port"] = port
     (application,) = document["applications"]
     entry = {"model": "loadtest.chaos.engine:Clock", "sizes": ["32x32"], "journal": str(journal), "seconds": seconds}
     application["args"]["endpoints"] = {ENDPOINT: entry}
     kept = {each["name"]: each for each in application["deployments"] if each["name"] in ("Gateway", "Dispatcher")}
-    kept["Dispatcher"]["user_config"] = {"batching": {MODEL: {"max_batch_size": limits.max_batch}}}
+    kept["Dispatcher"]["user_config"] = {
+        "batching": {MODEL: {"max_batch_size": limits.max_batch}},
+        "run_seconds": {MODEL: RUN_SECONDS},
+    }
     kept["Dispatcher"]["num_replicas"] = limits.claimers
     model = {"name": MODEL, "num_replicas": replicas, "ray_actor_options": {"num_cpus": 0, "num_gpus": 0}}
     application["deployments"] = [*kept.values(), model]
