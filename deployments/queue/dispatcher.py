@@ -17,6 +17,8 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
 from deployments.errors import StorageUnavailable, Unavailable
 from deployments.models.messages import Attempt
@@ -32,6 +34,9 @@ RUN_SECONDS = 3600.0
 
 STORAGE_CHECK_SECONDS = 2.0
 """How often a storage that was away is tried again."""
+
+NO_REPLICA_SECONDS = 1.0
+"""How long a model is left alone of which Serve says that it has no replica at all."""
 
 _CLAIM_SECONDS = 6.0
 """A claim takes a little longer than the database may at the most."""
@@ -203,6 +208,9 @@ class Dispatcher:
                 claimed.set()
                 if batch:
                     await self._run(batch, model, selection)
+        except (RayError, RayServeException) as error:  # there is no replica to choose from
+            logger.warning("%s: no replica can be had: %s", model, error)
+            await asyncio.sleep(NO_REPLICA_SECONDS)
         except Exception:
             logger.exception("%s: a batch was not served", model)  # what was claimed is swept up after a lease
             await asyncio.sleep(self._poll_seconds)

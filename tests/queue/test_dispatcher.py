@@ -2,23 +2,28 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from ray.core.generated.common_pb2 import ActorDeathCause, ActorDiedErrorContext, OomContext
 from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve.exceptions import ReplicaUnavailableError
 
-from deployments.errors import ImageLoadError, RunnerDisconnected
-from deployments.models.messages import Attempt, Dropped, Event, Failed, Finished, Progress
+from deployments.errors import ImageLoadError, RunnerDisconnected, StorageUnavailable
+from deployments.models.messages import Attempt, Begun, Dropped, Event, Failed, Finished, Progress, StoredFile
+from deployments.queue import batch as batch_module
+from deployments.queue import crashes as crashes_module
+from deployments.queue import dispatcher as dispatcher_module
 from deployments.queue.dispatcher import Dispatcher
 from deployments.queue.request import InferenceRequest, RequestStatus
 from deployments.queue.store import RequestStore
 from deployments.queue.watch import Changes
 from deployments.storage import FileStorage
-from tests.queue.conftest import MODEL, new_request
+from tests.queue.conftest import MODEL, bring_back, new_request, take_away
 
 URL = "http://127.0.0.1:8000"
 
@@ -59,8 +64,14 @@ class FakeReplicas:
         return self.told[-1]
 
 
+def ids_of(attempts: list[Attempt]) -> tuple[str, ...]:
+    return tuple(attempt.request_id for attempt in attempts)
+
+
 async def finish(attempts: list[Attempt]) -> AsyncIterator[Event]:
-    yield Progress(tuple(attempt.request_id for attempt in attempts), "Step 1/1", 1.0)
+    yield Begun(ids_of(attempts))
+    yield Begun(ids_of(attempts), on_device=True)
+    yield Progress(ids_of(attempts), "Step 1/1", 1.0)
     for attempt in attempts:
         yield Finished(attempt.request_id, {"ran": attempt.number}, 0.5, 0.25)
 
@@ -129,7 +140,8 @@ async def test_requests_stay_in_the_queue_until_a_replica_is_free(store: Request
 async def test_lost_replica_gives_one_result_from_the_second_attempt(store: RequestStore) -> None:
     async def die_once(attempts: list[Attempt]) -> AsyncIterator[Event]:
         if attempts[0].number == 1:
-            yield Progress((attempts[0].request_id,), "Step 1/2", 0.5)
+            yield Begun(ids_of(attempts))
+            yield Progress(ids_of(attempts), "Step 1/2", 0.5)
             raise ActorDiedError
         async for event in finish(attempts):
             yield event
@@ -146,6 +158,7 @@ async def test_lost_replica_gives_one_result_from_the_second_attempt(store: Requ
 
 async def test_members_that_ended_before_a_replica_died_are_not_run_again(store: RequestStore) -> None:
     async def die_after_first(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        yield Begun(ids_of(attempts))
         yield Finished(attempts[0].request_id, {"ran": attempts[0].number}, 1.0, 1.0)
         if len(attempts) > 1:
             raise ActorDiedError
@@ -253,15 +266,10 @@ async def test_results_are_kept_through_a_store_that_is_away_for_a_while(
     store: RequestStore, lease_seconds: float
 ) -> None:
     async def break_then_finish(attempts: list[Attempt]) -> AsyncIterator[Event]:
-        async with store.database.transaction() as connection:
-            await connection.exec_driver_sql("ALTER TABLE requests RENAME TO away")
-        asyncio.get_running_loop().call_later(0.3, lambda: asyncio.ensure_future(heal()))
+        await take_away(store)
+        asyncio.get_running_loop().call_later(0.3, lambda: asyncio.ensure_future(bring_back(store)))
         async for event in finish(attempts):
             yield event
-
-    async def heal() -> None:
-        async with store.database.transaction() as connection:
-            await connection.exec_driver_sql("ALTER TABLE away RENAME TO requests")
 
     request = await store.submit(new_request())
     async with running(store, FakeReplicas(break_then_finish), lease_seconds=lease_seconds):
@@ -285,21 +293,6 @@ async def test_request_is_run_again_after_a_fault_that_nobody_foresaw(store: Req
         assert (await ended(store, request)).status_code == 200
 
 
-async def test_killer_among_batch_mates_ends_alone(store: RequestStore) -> None:
-    killer, *mates = [await store.submit(new_request()) for _ in range(4)]
-
-    async def die_of_one(attempts: list[Attempt]) -> AsyncIterator[Event]:
-        if any(attempt.request_id == killer.id for attempt in attempts):
-            raise ActorDiedError
-        async for event in finish(attempts):
-            yield event
-
-    async with running(store, FakeReplicas(die_of_one), batching={MODEL: {"max_batch_size": 4}}):
-        for mate in mates:
-            assert (await ended(store, mate)).status_code == 200
-        assert (await ended(store, killer)).error_type == "runner_disconnected"
-
-
 async def test_dead_loop_fails_the_health_check(store: RequestStore) -> None:
     async with running(store, FakeReplicas(finish)) as dispatcher:
         dispatcher.check_health()
@@ -314,3 +307,369 @@ async def test_unknown_batching_option_is_refused(store: RequestStore, tmp_path:
     dispatcher = Dispatcher(store, FileStorage(tmp_path, URL), {}, "a")
     with pytest.raises(ValidationError, match="max_size"):
         dispatcher.reconfigure({"batching": {MODEL: {"max_size": 3}}})
+
+
+# ---------------------------------------------------------------- crashes
+
+
+@pytest.fixture
+def crashes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every replica that is lost has died by itself."""
+
+    async def has_crashed(error: Exception) -> bool:
+        return True
+
+    monkeypatch.setattr(batch_module, "has_crashed", has_crashed)
+    monkeypatch.setattr(batch_module, "REPLACED_SECONDS", 0.0)
+    yield
+
+
+@pytest.mark.usefixtures("crashes")
+async def test_killer_among_batch_mates_ends_after_three_crashes_alone(store: RequestStore) -> None:
+    """F2, at the dispatcher."""
+    killer, *mates = [await store.submit(new_request()) for _ in range(4)]
+
+    async def die_of_one(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        yield Begun(ids_of(attempts))
+        if killer.id in ids_of(attempts):
+            raise ActorDiedError
+        async for event in finish(attempts):
+            yield event
+
+    replicas = FakeReplicas(die_of_one)
+    async with running(store, replicas, batching={MODEL: {"max_batch_size": 4}}):
+        for mate in mates:
+            assert (await ended(store, mate)).status_code == 200
+        final = await ended(store, killer)
+    assert (final.error_type, final.status_code) == ("runner_server_error", 500)
+    deaths = [batch for batch in replicas.batches if killer.id in ids_of(batch)]
+    assert [(len(batch), batch[0].alone) for batch in deaths] == [(4, False), (1, True), (1, True), (1, True)]
+    assert all(batch[0].alone for batch in replicas.batches[1:]), "a suspect ran beside others"
+
+
+async def test_replica_that_was_ended_on_purpose_leaves_no_suspect(store: RequestStore) -> None:
+    async def scaled_away_once(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        yield Begun(ids_of(attempts))
+        if attempts[0].number == 1:
+            raise ActorDiedError  # of which the cluster has no record: it is no crash
+        async for event in finish(attempts):
+            yield event
+
+    requests = [await store.submit(new_request()) for _ in range(2)]
+    replicas = FakeReplicas(scaled_away_once)
+    async with running(store, replicas, batching={MODEL: {"max_batch_size": 2}}):
+        for request in requests:
+            assert (await ended(store, request)).attempt == 2
+    assert not any(attempt.alone for batch in replicas.batches for attempt in batch)
+
+
+@pytest.mark.usefixtures("crashes")
+async def test_attempt_that_had_not_begun_is_not_to_blame_even_if_it_may_not_be_retried(store: RequestStore) -> None:
+    async def die_before_the_start(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        if attempts[0].number == 1:
+            raise ActorDiedError
+        async for event in finish(attempts):
+            yield event
+
+    request = await store.submit(new_request(no_retry=True))
+    replicas = FakeReplicas(die_before_the_start)
+    async with running(store, replicas):
+        assert (await ended(store, request)).status_code == 200
+    assert not replicas.batches[1][0].alone
+
+
+async def test_batch_that_serve_cancels_is_run_again(store: RequestStore) -> None:
+    async def give_up_once(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        yield Begun(ids_of(attempts))
+        if attempts[0].number == 1:
+            raise asyncio.CancelledError
+        async for event in finish(attempts):
+            yield event
+
+    request = await store.submit(new_request())
+    async with running(store, FakeReplicas(give_up_once), lease_seconds=60):
+        assert (await ended(store, request)).attempt == 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "crashed"),
+    [
+        ("WORKER_DIED", True),
+        ("RAY_KILL", False),
+        ("NODE_DIED", False),
+        ("OUT_OF_SCOPE", False),
+        ("UNSPECIFIED", False),
+    ],
+)
+def test_only_a_process_that_died_by_itself_has_crashed(reason: str, crashed: bool) -> None:
+    context = ActorDiedErrorContext(reason=ActorDiedErrorContext.Reason.Value(reason))
+    assert crashes_module._is_crash(ActorDeathCause(actor_died_error_context=context)) is crashed
+
+
+def test_process_that_was_ended_for_want_of_memory_has_crashed() -> None:
+    assert crashes_module._is_crash(ActorDeathCause(oom_context=OomContext(fail_immediately=False)))
+
+
+async def test_death_that_cannot_be_looked_up_is_no_crash() -> None:
+    cause = ActorDiedErrorContext(actor_id=b"0" * 16)
+    assert not await crashes_module.has_crashed(ActorDiedError(cause))
+    assert not await crashes_module.has_crashed(ActorDiedError())
+    assert not await crashes_module.has_crashed(ReplicaUnavailableError("a replica"))
+
+
+# ---------------------------------------------------------------- waiting, time limits
+
+
+@pytest.mark.parametrize(("number", "least", "most"), [(1, 0.75, 1.25), (2, 1.5, 2.5), (4, 6, 10), (10, 60, 60)])
+def test_a_failure_that_comes_at_once_is_waited_out_longer_each_time(number: int, least: float, most: float) -> None:
+    waits = [batch_module.backoff_seconds(number) for _ in range(50)]
+    assert least <= min(waits) and max(waits) <= most
+    assert len(set(waits)) > 1 or most == 60
+
+
+async def test_retry_of_a_failed_attempt_waits(store: RequestStore) -> None:
+    times = []
+
+    async def fail_once(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        times.append(asyncio.get_running_loop().time())
+        if attempts[0].number == 1:
+            yield Failed(attempts[0].request_id, RunnerDisconnected("a painter died").failure())
+        else:
+            async for event in finish(attempts):
+                yield event
+
+    request = await store.submit(new_request())
+    async with running(store, FakeReplicas(fail_once)):
+        await ended(store, request)
+    assert times[1] - times[0] >= 0.7
+
+
+async def test_batch_that_has_the_device_for_too_long_ends_with_a_timeout(store: RequestStore) -> None:
+    """F17, at the dispatcher."""
+
+    async def hang(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        if attempts[0].number == 2:
+            async for event in finish(attempts):
+                yield event
+            return
+        yield Begun(ids_of(attempts))
+        yield Begun(ids_of(attempts[:1]), on_device=True)
+        await asyncio.Event().wait()
+
+    hung, behind = [await store.submit(new_request()) for _ in range(2)]
+    replicas = FakeReplicas(hang)
+    limits = {"batching": {MODEL: {"max_batch_size": 2}}, "run_seconds": {MODEL: 0.3}}
+    async with running(store, replicas, config=limits):
+        final = await ended(store, hung)
+        assert (final.status_code, final.error_type, final.attempt) == (504, "generation_timeout", 1)
+        assert replicas.told[0].cancelled, "the replica was not told to stop"
+        assert (await ended(store, behind)).status_code == 200
+    detail = (await store.output(hung.id))["detail"][0]
+    assert detail["type"] == "generation_timeout"
+
+
+async def test_time_on_the_device_counts_from_there(store: RequestStore) -> None:
+    async def wait_then_run(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        await asyncio.sleep(0.4)  # it waits to be alone
+        yield Begun(ids_of(attempts))
+        await asyncio.sleep(0.4)  # it waits for the device
+        yield Begun(ids_of(attempts), on_device=True)
+        await asyncio.sleep(0.4)
+        async for event in finish(attempts):
+            yield event
+
+    request = await store.submit(new_request())
+    async with running(store, FakeReplicas(wait_then_run), config={"run_seconds": {MODEL: 0.6}}):
+        assert (await ended(store, request)).attempt == 1
+
+
+# ---------------------------------------------------------------- files
+
+
+class FullStorage(FileStorage):
+    """A storage that is full until it is told otherwise."""
+
+    full = True
+    checks = 0
+
+    async def check(self) -> None:
+        self.checks += 1
+        if self.full:
+            raise StorageUnavailable("The file storage takes nothing at the moment")
+
+
+async def put(storage: FileStorage, folder: Path, key: str) -> StoredFile:
+    """A file as a replica stores it."""
+    (folder / "draft").write_bytes(key.encode())
+    file = await storage.put(folder / "draft", key)
+    return StoredFile(key, file.content_type, file.file_size)
+
+
+def keys(folder: Path) -> list[str]:
+    """What is in a storage in this folder."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.glob("b/*/*"))
+
+
+async def test_nothing_is_claimed_while_the_storage_takes_nothing(
+    store: RequestStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "STORAGE_CHECK_SECONDS", 0.05)
+    storage = FullStorage(tmp_path, URL)
+
+    async def store_clip(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        if not storage.full:
+            async for event in finish(attempts):
+                yield event
+        for attempt in attempts:
+            yield Failed(attempt.request_id, StorageUnavailable("The file storage takes nothing").failure())
+
+    first = await store.submit(new_request())
+    replicas = FakeReplicas(store_clip)
+    async with running(store, replicas, storage=storage):
+        while not storage.checks:
+            await asyncio.sleep(0.01)
+        later = await store.submit(new_request())
+        await asyncio.sleep(0.3)
+        assert (len(replicas.batches), storage.checks > 2) == (1, True)
+        assert await store.waiting(MODEL) == [(0, first.seq), (0, later.seq)]
+        storage.full = False
+        for request in (first, later):
+            assert (await ended(store, request)).status_code == 200
+
+
+async def test_files_of_a_result_that_came_too_late_are_deleted(store: RequestStore, tmp_path: Path) -> None:
+    storage = FileStorage(tmp_path / "files", URL)
+
+    async def finish_late(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        (attempt,) = attempts
+        file = await put(storage, tmp_path, f"b/{attempt.number}/clip.mp4")
+        yield Begun(ids_of(attempts))
+        if attempt.number == 1:
+            await store.give_back("a")  # as if its lease had lapsed
+        yield Finished(attempt.request_id, {"ran": attempt.number}, 1.0, 1.0, (file,))
+
+    request = await store.submit(new_request())
+    async with running(store, FakeReplicas(finish_late), storage=storage):
+        await ended(store, request)
+        assert await store.output(request.id) == {"ran": 2}
+    assert keys(tmp_path / "files") == ["b/2/clip.mp4"]
+
+
+async def test_picture_that_comes_after_the_end_is_deleted(store: RequestStore, tmp_path: Path) -> None:
+    storage = FileStorage(tmp_path / "files", URL)
+
+    async def show_late(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        ids = ids_of(attempts)
+        early, late = [await put(storage, tmp_path, f"b/{name}/preview.jpg") for name in ("early", "late")]
+        yield Progress(ids, "Preview of step 1/2", 0.5, early)
+        async for event in finish(attempts):
+            yield event
+        yield Progress(ids, "Preview of step 2/2", 1.0, late)
+
+    request = await store.submit(new_request())
+    async with running(store, FakeReplicas(show_late), storage=storage):
+        await ended(store, request)
+    assert keys(tmp_path / "files") == ["b/early/preview.jpg"]
+
+
+# ---------------------------------------------------------------- draining
+
+
+class Work:
+    """Batches that begin, and end, when a test lets them."""
+
+    def __init__(self) -> None:
+        self.begin = asyncio.Event()
+        self.finish = asyncio.Event()
+        self.begun = asyncio.Event()
+
+    async def __call__(self, attempts: list[Attempt]) -> AsyncIterator[Event]:
+        await self.begin.wait()
+        yield Begun(ids_of(attempts))
+        self.begun.set()
+        await self.finish.wait()
+        async for event in finish(attempts):
+            yield event
+
+
+async def test_draining_claims_nothing_and_lets_what_runs_end(store: RequestStore) -> None:
+    work = Work()
+    work.begin.set()
+    running_one = await store.submit(new_request())
+    async with running(store, FakeReplicas(work), lease_seconds=0.5) as dispatcher:
+        await asyncio.wait_for(work.begun.wait(), 5)
+        draining = asyncio.create_task(dispatcher.drain(30))
+        await asyncio.sleep(0)
+        waiting = await store.submit(new_request())
+        await asyncio.sleep(1.0)  # longer than its lease
+        dispatcher.check_health()
+        assert not draining.done()
+        work.finish.set()
+        await asyncio.wait_for(draining, 5)
+        assert (await ended(store, running_one)).attempt == 1
+    final = await store.get(waiting.id)
+    assert final and (final.status, final.attempt) == (RequestStatus.IN_QUEUE, 0)
+
+
+async def test_draining_gives_back_at_once_what_has_not_begun(store: RequestStore) -> None:
+    work = Work()
+    request = await store.submit(new_request(no_retry=True))
+    replicas = FakeReplicas(work)
+    async with running(store, replicas, lease_seconds=60) as dispatcher:
+        while not replicas.batches:
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(dispatcher.drain(30), 5)
+        assert await store.waiting(MODEL) == [(0, request.seq)]
+        assert replicas.told[0].cancelled
+
+
+async def test_grace_time_ends_and_what_still_runs_goes_back(store: RequestStore) -> None:
+    work = Work()
+    work.begin.set()
+    request = await store.submit(new_request())
+    replicas = FakeReplicas(work)
+    async with running(store, replicas, lease_seconds=60) as dispatcher:
+        await asyncio.wait_for(work.begun.wait(), 5)
+        await asyncio.wait_for(dispatcher.drain(0.3), 5)
+    assert replicas.told[0].cancelled
+    assert await store.waiting(MODEL) == [(0, request.seq)]
+    work.finish.set()
+    async with running(store, replicas, owner="b"):
+        assert (await ended(store, request)).attempt == 2
+
+
+async def test_second_call_to_drain_may_shorten_the_time(store: RequestStore) -> None:
+    work = Work()
+    work.begin.set()
+    await store.submit(new_request())
+    async with running(store, FakeReplicas(work)) as dispatcher:
+        await asyncio.wait_for(work.begun.wait(), 5)
+        first = asyncio.create_task(dispatcher.drain(300))
+        await asyncio.sleep(0.05)
+        await asyncio.wait_for(dispatcher.drain(0), 5)
+        await asyncio.wait_for(first, 5)
+
+
+async def test_claim_that_is_on_its_way_when_draining_begins_is_put_back(store: RequestStore) -> None:
+    class Slow(RequestStore):
+        claiming = asyncio.Event()
+        go_on = asyncio.Event()
+
+        async def claim(self, *args: Any) -> list[Attempt]:
+            attempts = await super().claim(*args)
+            if attempts:
+                self.claiming.set()
+                await self.go_on.wait()
+            return attempts
+
+    request = await store.submit(new_request(no_retry=True))
+    slow = Slow(store.database)
+    replicas = FakeReplicas(finish)
+    async with running(slow, replicas, lease_seconds=60) as dispatcher:
+        await asyncio.wait_for(slow.claiming.wait(), 5)
+        draining = asyncio.create_task(dispatcher.drain(30))
+        await asyncio.sleep(0.05)
+        slow.go_on.set()
+        await asyncio.wait_for(draining, 5)
+        assert await store.waiting(MODEL) == [(0, request.seq)]
+    assert replicas.batches == []
