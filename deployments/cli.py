@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import errno
 import os
 import re
@@ -17,32 +16,26 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-import psutil
 import yaml
 
+from deployments import operating
+from deployments.ending import end
 from deployments.models.base import Endpoint
 from deployments.models.checkpoints import CheckpointError, Part
+from deployments.operating import complain
 from deployments.settings import AppArgs, Settings
 from deployments.storage import FileStorage
-
-if TYPE_CHECKING:
-    from deployments.queue.database import Database
-
-T = TypeVar("T")
 
 SAMPLE = Path(__file__).parent / "gateway" / "playground" / "sample.jpg"
 SAMPLE_KEY = "samples/landscape.jpg"
 OBJECT_STORE_BYTES = 200 * 1024 * 1024
 """Ray's shared memory. What crosses processes here is small: inputs, events, a painted picture."""
-
-STOP_SECONDS = 10.0
-"""How long Ray's processes may take to end by themselves once it has been shut down."""
 
 PATIENCE_SECONDS = 60.0
 """After this long a start says what it is waiting for, and again each time."""
@@ -67,9 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_demo(commands)
     _add_weights(commands)
     _add_connect(commands)
-    _add_webhooks(commands)
-    migrate = commands.add_parser("migrate", help="bring the database to the newest schema")
-    migrate.set_defaults(run=_migrate)
+    operating.add_commands(commands)
     options = parser.parse_args(arguments)
     status: int = options.run(options)
     return status
@@ -103,22 +94,6 @@ def _add_weights(commands: Any) -> None:
     fetch.set_defaults(run=_fetch_weights)
 
 
-def _add_webhooks(commands: Any) -> None:
-    webhooks = commands.add_parser("webhooks", help="see what became of webhooks, deliver again, change the key")
-    actions = webhooks.add_subparsers(required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="the webhooks of the newest requests")
-    listing.add_argument("--state", choices=("WAITING", "DUE", "DELIVERED", "UNDELIVERED"))
-    listing.add_argument("--limit", type=int, default=100)
-    listing.set_defaults(run=_list_webhooks)
-    again = actions.add_parser("redeliver", help="deliver once more, with all its attempts, whatever came of it before")
-    which = again.add_mutually_exclusive_group(required=True)
-    which.add_argument("request_id", nargs="?", metavar="REQUEST_ID")
-    which.add_argument("--undelivered", action="store_true", help="all that could not be delivered")
-    again.set_defaults(run=_redeliver_webhooks)
-    rotate = actions.add_parser("rotate-key", help="sign with a new key; the old ones stay in the JWKS")
-    rotate.set_defaults(run=_rotate_webhook_key)
-
-
 def _add_connect(commands: Any) -> None:
     connect = commands.add_parser("connect", help="run a program so that the official fal client in it reaches us")
     connect.add_argument("--url", default="", help="of the server, instead of SVD_PUBLIC_URL")
@@ -136,7 +111,7 @@ def _add_connect(commands: Any) -> None:
 def _serve(options: argparse.Namespace) -> int:
     problem = _port_problem(options.host, options.port)
     if problem:
-        return _complain(problem)
+        return complain(problem)
     _set_environment(options)
     try:
         config = _serve_config(options)
@@ -144,7 +119,7 @@ def _serve(options: argparse.Namespace) -> int:
         settings.key()  # made here, before several processes want it
         sample = asyncio.run(FileStorage.open(settings.storage_url, settings.public_url).put(SAMPLE, SAMPLE_KEY))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        return _complain(f"{options.config}: {error}")
+        return complain(f"{options.config}: {error}")
 
     import ray
 
@@ -162,10 +137,8 @@ def _serve(options: argparse.Namespace) -> int:
     except (KeyboardInterrupt, SystemExit):
         pass
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # stopping has begun; impatience must not leave half of it running
-        _stop()
-    return _complain(failure) if failure else 0
+        end([each.name for each in config.applications], 0 if failure else settings.grace_seconds)
+    return complain(failure) if failure else 0
 
 
 def _port_problem(host: str, port: int) -> str | None:
@@ -231,22 +204,6 @@ def _exit(number: int, frame: object) -> None:
     sys.exit(0)
 
 
-def _stop() -> None:
-    """End Serve, Ray and every process below this one."""
-    import ray
-    from ray import serve
-
-    print("Stopping.", flush=True)
-    tree = psutil.Process().children(recursive=True)
-    if ray.is_initialized():  # else Serve would look for a cluster to shut down, or start one
-        serve.shutdown()  # type: ignore[no-untyped-call]
-        ray.shutdown()
-    _, alive = psutil.wait_procs(tree, timeout=STOP_SECONDS)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
 def _wait_until_ready(url: str) -> str | None:
     """Return once the service is ready; with a reason when it never will be."""
     from ray import serve
@@ -306,7 +263,7 @@ def _demo(options: argparse.Namespace) -> int:
     server = None if is_ready(settings.public_url) else _start_server(settings.public_url)
     try:
         if server and not is_ready(settings.public_url):
-            return _complain("the server did not start")
+            return complain("the server did not start")
         path = _make_clip(settings, options)
     finally:
         if server:
@@ -392,14 +349,14 @@ def _for_each_part(config: Path, work: Callable[[Part], str]) -> int:
         applications = _read_config(config).get("applications", [])
         endpoints = [each for app in applications for each in AppArgs.model_validate(app["args"]).build().values()]
     except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
-        return _complain(f"{config}: {error}")
+        return complain(f"{config}: {error}")
     wrong = 0
     for endpoint in endpoints:
         print(endpoint.id, flush=True)
         for name, say in _sayings(endpoint, work):
             print(f"  {name}: {say}", flush=True)
             wrong += isinstance(say, CheckpointError)
-    return _complain(f"{wrong} parts are not as they must be") if wrong else 0
+    return complain(f"{wrong} parts are not as they must be") if wrong else 0
 
 
 def _sayings(endpoint: Endpoint, work: Callable[[Part], str]) -> Iterator[tuple[str, str | CheckpointError]]:
@@ -415,54 +372,6 @@ def _sayings(endpoint: Endpoint, work: Callable[[Part], str]) -> Iterator[tuple[
             yield name, error
 
 
-# ---------------------------------------------------------------- webhooks
-
-
-def _list_webhooks(options: argparse.Namespace) -> int:
-    from deployments.queue.outbox import Outbox, WebhookState
-
-    state = WebhookState(options.state) if options.state else None
-    for row in _in_database(lambda database: Outbox(database).rows(state, options.limit)):
-        said = row.error or (f"the receiver answered {row.status_code}" if row.status_code else "not tried yet")
-        print(f"{row.request_id}  {row.state:11}  attempts: {row.attempts:2}  {row.host}  {said}")
-    return 0
-
-
-def _redeliver_webhooks(options: argparse.Namespace) -> int:
-    from deployments.queue.outbox import Outbox
-
-    if options.undelivered:
-        count = _in_database(lambda database: Outbox(database).redeliver_undelivered())
-    elif not (count := _in_database(lambda database: Outbox(database).redeliver(options.request_id))):
-        return _complain(f"there is no webhook of a request {options.request_id} that has ended")
-    print(f"{count:d} to be delivered again")
-    return 0
-
-
-def _rotate_webhook_key(options: argparse.Namespace) -> int:
-    from deployments.queue.outbox import WEBHOOK_KEYS
-    from deployments.queue.secrets import Secrets
-
-    secret = _in_database(lambda database: Secrets(database).rotate(WEBHOOK_KEYS))
-    print(f"{secret.id} signs from now on. Receivers that keep the keys must fetch them again:")
-    print(f"{Settings().public_url}/.well-known/jwks.json")
-    return 0
-
-
-def _in_database(use: Callable[[Database], Coroutine[Any, Any, T]]) -> T:
-    """What ``use`` answers, given the database that the environment names."""
-    from deployments.queue.database import Database
-
-    async def run() -> T:
-        database = await Database.open(Settings().database_url)
-        try:
-            return await use(database)
-        finally:
-            await database.close()
-
-    return asyncio.run(run())
-
-
 # ---------------------------------------------------------------- connect
 
 
@@ -473,25 +382,7 @@ def _connect(options: argparse.Namespace) -> int:
     try:
         return connect(Options(program, options.url, options.key, options.listen, options.show, options.allow_others))
     except (OSError, ValueError) as error:
-        return _complain(str(error))
-
-
-# ---------------------------------------------------------------- migrate
-
-
-def _migrate(options: argparse.Namespace) -> int:
-    from deployments.app import open_store
-
-    async def migrate() -> None:
-        await (await open_store()).close()
-
-    asyncio.run(migrate())
-    return 0
-
-
-def _complain(problem: str) -> int:
-    print(f"svd-serve: {problem}", file=sys.stderr)
-    return 1
+        return complain(str(error))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,16 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(Path("data"), description="Database, files and key, where nothing else is said.")
     database_url: str = Field("", description="`sqlite+aiosqlite:///…`; in `SVD_DATA_DIR` by default.")
-    storage_url: str = Field("", description="`file:///…`, the directory of finished videos; in `SVD_DATA_DIR`.")
+    storage_url: str = Field(
+        "",
+        description="Where files are: a directory `file:///…`, in `SVD_DATA_DIR` by default; or `s3://bucket/prefix`.",
+    )
+    storage_signed_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=7 * 24 * 3600,
+        description="How long a bucket's own address of a file is good for, to which its readers are sent; 0, not.",
+    )
     public_url: str = Field("http://127.0.0.1:8000", description="The address under which clients reach this server.")
     admin_key: str = Field("", description="`id:secret` that clients send; made and kept in `SVD_DATA_DIR` if absent.")
     max_upload_bytes: int = Field(1024**3, ge=1, description="How large an uploaded file may be.")
@@ -75,6 +84,9 @@ class Settings(BaseSettings):
     )
     keep_requests_days: float = Field(
         400.0, ge=0, description="How long its row is kept, which reports and billing count; 0, for ever."
+    )
+    keep_files_days: float = Field(
+        0.0, ge=0, description="How long files are kept that have no lifetime of their own; 0, for ever."
     )
     grace_seconds: float = Field(
         60.0, ge=0, description="How long what runs may go on when the service or a replica is told to end."

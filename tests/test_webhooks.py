@@ -157,6 +157,7 @@ def test_redelivering_wants_one_webhook_or_all(database_url: str, arguments: lis
 
 
 def test_the_key_is_changed(database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["migrate"]) == 0
     for number in (1, 2):
         assert cli.main(["webhooks", "rotate-key"]) == 0
         assert f"webhooks-{number}" in capsys.readouterr().out
