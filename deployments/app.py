@@ -87,6 +87,8 @@ def build_app(args: AppArgs) -> Application:
             runners=count_replicas,
             keep_payloads_days=settings.keep_payloads_days,
             keep_requests_days=settings.keep_requests_days,
+            keep_files_days=settings.keep_files_days,
+            signed_seconds=settings.storage_signed_seconds,
         )
 
     return serve.deployment(name=GATEWAY, **ending)(serve.ingress(build_api)()).bind(dispatcher)

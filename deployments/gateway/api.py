@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exception_handlers import request_validation_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
@@ -21,6 +21,7 @@ from deployments.gateway import platform, wire
 from deployments.gateway.auth import Authenticator
 from deployments.gateway.document_routes import document_router
 from deployments.gateway.file_routes import access_router, file_router
+from deployments.gateway.health_routes import NotReady, health_router
 from deployments.gateway.hosts import FalHosts, RequestIds
 from deployments.gateway.load_routes import Runners, no_runners
 from deployments.gateway.page_routes import page_router
@@ -35,7 +36,7 @@ from deployments.gateway.tokens import Tokens, token_router
 from deployments.gateway.upload_routes import upload_router
 from deployments.gateway.webhook_routes import webhook_router
 from deployments.models.base import Endpoint
-from deployments.queue.files import SWEEP_BATCH, Files, sweep
+from deployments.queue.files import Files, Sweeper
 from deployments.queue.keys import Keys
 from deployments.queue.reports import Reports
 from deployments.queue.retention import Retention
@@ -45,9 +46,6 @@ from deployments.queue.watch import Changes, Positions
 from deployments.storage import FileStorage, without_secrets
 
 logger = logging.getLogger(__name__)
-
-NotReady = Callable[[], Awaitable[str | None]]
-"""Answers why the application cannot serve yet, or None."""
 
 SWEEP_SECONDS = 10.0
 """How often expired files are looked for. They are not given out meanwhile."""
@@ -81,6 +79,8 @@ def create_api(
     runners: Runners = no_runners,
     keep_payloads_days: float = 0.0,
     keep_requests_days: float = 0.0,
+    keep_files_days: float = 0.0,
+    signed_seconds: float = 0.0,
 ) -> ASGIApp:
     """The gateway's HTTP application.
 
@@ -97,6 +97,9 @@ def create_api(
         runners: Counts the replicas of each deployment.
         keep_payloads_days: When input, output and log of a request that has ended are deleted; 0 for never.
         keep_requests_days: When all that is known of it is; 0 for never.
+        keep_files_days: When files are deleted that have no lifetime of their own; 0 for never.
+        signed_seconds: How long a bucket's own address of a file is good for, to which its readers are sent; 0 where
+            they are not.
     """
 
     @asynccontextmanager
@@ -119,9 +122,10 @@ def create_api(
             polls=Polls(changes, positions, poll_hold_seconds),
             public_url=public_url,
             max_upload_bytes=max_upload_bytes,
+            signed_seconds=signed_seconds,
         )
         for router in (
-            _health_router(store, not_ready),
+            health_router(store, storage, not_ready),
             document_router(service),
             page_router(service),  # after the documents: it takes every path below /models
             upload_router(service),
@@ -136,13 +140,14 @@ def create_api(
             run_router(service),  # last: it takes every path
         ):
             app.include_router(router)
+        sweeper = Sweeper(service.files, storage, keep_files_days * DAY_SECONDS)
         retention = Retention(store.database, keep_payloads_days * DAY_SECONDS, keep_requests_days * DAY_SECONDS)
-        sweepers = [asyncio.create_task(_sweep_files(service)), asyncio.create_task(_sweep_rows(retention))]
+        sweepers = [asyncio.create_task(_sweep_files(sweeper)), asyncio.create_task(_sweep_rows(retention))]
         yield
-        for sweeper in sweepers:
-            sweeper.cancel()
+        for sweeping in sweepers:
+            sweeping.cancel()
             with suppress(asyncio.CancelledError):
-                await sweeper
+                await sweeping
         await changes.close()
         await store.close()
 
@@ -152,15 +157,15 @@ def create_api(
     return RequestIds(CORSMiddleware(FalHosts(app), **CORS))
 
 
-async def _sweep_files(service: Service) -> None:
+async def _sweep_files(sweeper: Sweeper) -> None:
     """Delete what has expired, for as long as this process serves."""
     while True:
         try:
-            swept = await sweep(service.files, service.storage)
+            more = await sweeper.sweep()
         except Exception:
             logger.warning("expired files could not be deleted", exc_info=True)
-            swept = 0
-        if swept < SWEEP_BATCH:
+            more = False
+        if not more:
             await asyncio.sleep(SWEEP_SECONDS)
 
 
@@ -173,22 +178,6 @@ async def _sweep_rows(retention: Retention) -> None:
             logger.warning("requests that are too old could not be deleted", exc_info=True)
             more = False
         await asyncio.sleep(BREATH_SECONDS if more else RETENTION_SECONDS)
-
-
-def _health_router(store: RequestStore, not_ready: NotReady) -> APIRouter:
-    router = APIRouter(prefix="/health")
-
-    @router.get("/live")
-    async def live() -> dict[str, str]:
-        return {"status": "live"}
-
-    @router.get("/ready")
-    async def ready() -> Response:
-        await store.ping()
-        reason = await not_ready()
-        return JSONResponse({"status": reason or "ready"}, 503 if reason else 200)
-
-    return router
 
 
 def _add_error_handlers(app: FastAPI, docs_url: str) -> None:

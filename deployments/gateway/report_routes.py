@@ -271,6 +271,7 @@ async def _delete_payloads(service: Service, request_id: str, caller: Caller) ->
     if request.status != RequestStatus.COMPLETED:
         raise BadRequest("The request has not ended; cancel it first")
     keys = await _files_of(service, request)
+    await service.files.expire(keys)
     failures = {key: await _delete_file(service, key) for key in keys}
     await service.files.forget([key for key, failure in failures.items() if failure is None])
     await service.reports.erase(request_id)

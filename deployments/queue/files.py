@@ -3,12 +3,15 @@
     begin ──▶ being uploaded ── finish ──▶ whole ──▶ expired ── sweep ──▶ gone, row and bytes
                      └── given up for a day ────────────▲
 
-A file without a row (a sample, an output from before there were rows) is anybody's to read, for ever.
+    no lifetime ── kept so long as the operator says ─────▲
+
+A file without a row is anybody's to read: a sample for ever, one below ``b/`` until ``Sweeper`` finds it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeAlias
 
@@ -29,6 +32,12 @@ UPLOAD_SECONDS = 24 * 3600.0
 LONGEST_LIFE = 100 * 365 * 24 * 3600
 MOST_RULES = 100
 SWEEP_BATCH = 100
+
+ORPHAN_SECONDS = UPLOAD_SECONDS + 3600.0
+"""How old a file without a row is before it is deleted."""
+
+ORPHANS_SECONDS = 6 * 3600.0
+"""How often files without a row are looked for."""
 
 Decision: TypeAlias = Literal["allow", "forbid", "hide"]
 """What a reader meets: the file, 403, or 404."""
@@ -206,6 +215,33 @@ class Files:
             return list((await connection.execute(found)).scalars())
 
     @uninterrupted
+    async def expire(self, keys: Sequence[str]) -> None:
+        """Hide files whose bytes are about to go. What becomes of them then, the next sweep finds them."""
+        async with self._database.transaction() as connection:
+            await connection.execute(update(table).where(table.c.key.in_(keys)).values(expires_at=now()))
+
+    @uninterrupted
+    async def expire_older_than(self, seconds: float, limit: int = SWEEP_BATCH) -> None:
+        """Let a batch of files expire that have no lifetime, the oldest first."""
+        endless = and_(table.c.expires_at.is_(None), table.c.created_at <= now() - seconds)
+        oldest = select(table.c.key).where(endless).order_by(table.c.created_at).limit(limit)
+        expiring = update(table).where(table.c.key.in_(oldest.with_for_update(skip_locked=True)))
+        async with self._database.transaction() as connection:
+            await connection.execute(expiring.values(expires_at=now()))
+
+    @uninterrupted
+    async def unknown(self, keys: Sequence[str]) -> list[str]:
+        """Which of these keys have no row."""
+        known: set[str] = set()
+        async with self._database.read() as connection:
+            for start in range(0, len(keys), SWEEP_BATCH):
+                rows = await connection.execute(
+                    select(table.c.key).where(table.c.key.in_(keys[start : start + SWEEP_BATCH]))
+                )
+                known.update(rows.scalars())
+        return [key for key in keys if key not in known]
+
+    @uninterrupted
     async def defaults(self, key_id: str) -> Lifecycle:
         """The lifecycle of a key's new files where nothing else is said."""
         query = select(storage_settings.c.lifecycle).where(storage_settings.c.key_id == key_id)
@@ -228,6 +264,52 @@ class Files:
         """
         said = Lifecycle.parse(header) if header is not None else Lifecycle()
         return said.over(await self.defaults(key_id))
+
+
+class Sweeper:
+    """Deletes what nobody has a right to any more, a little at a time.
+
+    A file is nobody's that was stored more than a day ago and has no row: its attempt was lost before its result was
+    recorded. Neither are parts so old anybody's.
+    """
+
+    def __init__(self, files: Files, storage: FileStorage, keep_seconds: float = 0.0) -> None:
+        """Sweep both.
+
+        Args:
+            files: The rows.
+            storage: The bytes.
+            keep_seconds: How long files are kept that have no lifetime of their own; 0 for ever.
+        """
+        self._files = files
+        self._storage = storage
+        self._keep_seconds = keep_seconds
+        self._listing: AsyncGenerator[list[str], None] | None = None
+        self._listed_at = -ORPHANS_SECONDS
+
+    async def sweep(self) -> bool:
+        """Delete a batch of each kind; answer whether there may be more that has expired."""
+        if self._keep_seconds:
+            await self._files.expire_older_than(self._keep_seconds)
+        swept = await sweep(self._files, self._storage)
+        await self._sweep_orphans()
+        return swept >= SWEEP_BATCH
+
+    async def _sweep_orphans(self) -> None:
+        """Look at the next files of the list of all, which begins anew some time after its end."""
+        if self._listing is None:
+            if time.monotonic() - self._listed_at < ORPHANS_SECONDS:
+                return
+            self._listed_at = time.monotonic()
+            self._listing = self._storage.older_than(ORPHAN_SECONDS)
+        keys = None
+        try:
+            keys = await anext(self._listing, None)
+        finally:
+            if keys is None:
+                self._listing = None
+        for key in await self._files.unknown(keys or []):
+            await self._storage.delete(key)
 
 
 async def sweep(files: Files, storage: FileStorage) -> int:

@@ -177,6 +177,12 @@ files = Table(
     Column("expires_at", Float, index=True, comment="When it, or an upload that was given up, is to be deleted"),
     Column("acl", Text, comment="Who may read it, as JSON; null for anybody"),
 )
+Index(
+    "files_without_end",
+    files.c.created_at,
+    sqlite_where=files.c.expires_at.is_(None),
+    postgresql_where=files.c.expires_at.is_(None),
+)
 
 storage_settings = Table(
     "storage_settings",

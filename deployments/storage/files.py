@@ -10,7 +10,7 @@ import itertools
 import re
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -264,7 +264,7 @@ class FileStorage:
         with told_as_unavailable():
             return await obstore.sign_async(self._store, "GET", key, timedelta(seconds=seconds))
 
-    async def older_than(self, seconds: float) -> AsyncIterator[list[str]]:
+    async def older_than(self, seconds: float) -> AsyncGenerator[list[str], None]:
         """Lists of keys of files that were stored so long ago, and afterwards of parts, until all have been named.
 
         A directory is cleared on the way of what processes that died had begun.
