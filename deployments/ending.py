@@ -1,0 +1,80 @@
+"""How ``svd-serve serve`` ends.
+
+a signal ──▶ nothing is claimed, readiness is 503 ──▶ what runs ends ──▶ Serve ends ──▶ Ray ends
+                                      a second signal, or the grace time is over: what runs is given back
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Mapping, Sequence
+from concurrent.futures import TimeoutError as NoAnswer
+from typing import Any
+
+import psutil
+
+STOP_SECONDS = 10.0
+"""How long Serve may take to end, and then Ray's processes by themselves once it has been shut down."""
+
+_ANSWER_SECONDS = 5.0
+
+
+def end(applications: Sequence[str], grace_seconds: float) -> None:
+    """Let what these applications run end, for a while; then end Serve, Ray and every process below this one."""
+    print("Stopping.", flush=True)
+    try:
+        _drain(applications, grace_seconds)
+    except (KeyboardInterrupt, SystemExit):
+        grace_seconds = 0.0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # more impatience must not leave half of it running
+    if not grace_seconds:
+        _drain(applications, 0.0)
+    _stop()
+
+
+def _drain(applications: Sequence[str], grace_seconds: float) -> None:
+    """Have every dispatcher claim nothing any more; return when nothing runs, or after the grace time."""
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    with contextlib.suppress(RayError, RayServeException, NoAnswer):  # a dispatcher dies: its lease lapses
+        answers = [handle.broadcast("drain", grace_seconds) for handle in _dispatchers(applications)]
+        for answer in answers:
+            answer.results(timeout_s=grace_seconds + _ANSWER_SECONDS)
+
+
+def _dispatchers(applications: Sequence[str]) -> list[Any]:
+    """The handles of those that run."""
+    import ray
+    from ray import serve
+
+    from deployments.app import DISPATCHER
+
+    if not ray.is_initialized():  # else Serve would look for a cluster, or start one
+        return []
+    found = serve.status().applications
+    states = {name: found[name].deployments.get(DISPATCHER) for name in applications if name in found}
+    running = [name for name, each in states.items() if each and _runs(each.replica_states)]
+    return [serve.get_deployment_handle(DISPATCHER, name) for name in running]
+
+
+def _runs(replica_states: Mapping[Any, int]) -> bool:
+    """Whether a replica runs. Serve declares an enum here and gives its values."""
+    return any(count for state, count in replica_states.items() if getattr(state, "value", state) == "RUNNING")
+
+
+def _stop() -> None:
+    import ray
+    from ray.serve.context import _get_global_client
+
+    tree = psutil.Process().children(recursive=True)
+    if ray.is_initialized():
+        if client := _get_global_client(raise_if_no_controller_running=False):
+            client.shutdown(timeout_s=STOP_SECONDS)
+        ray.shutdown()
+    _, alive = psutil.wait_procs(tree, timeout=STOP_SECONDS)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
