@@ -308,7 +308,7 @@ def _make_clip(settings: Settings, options: argparse.Namespace) -> Path:
     bar.close()
     video = result.get("video") or result["image"]
     path: Path = options.output
-    path.write_bytes(httpx.get(video["url"], trust_env=False).raise_for_status().content)
+    path.write_bytes(httpx.get(video["url"], trust_env=False, follow_redirects=True).raise_for_status().content)
     return path
 
 

@@ -39,7 +39,7 @@ def _walk_folder(folder: Path, prefix: str, before: float) -> Iterator[str]:
     with contextlib.suppress(OSError):  # others delete, too
         old = folder.stat().st_mtime < before
         for path in list(folder.iterdir()):
-            if path.stat().st_mtime < before:
+            if path.is_file() and path.stat().st_mtime < before:
                 if _DRAFT.search(path.name):
                     path.unlink(missing_ok=True)
                 else:

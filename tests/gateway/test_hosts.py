@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 import httpx
 import pytest
@@ -224,6 +225,25 @@ async def test_a_gateway_that_is_not_ready_tells_why(store: RequestStore, storag
 
     assert (ready.status_code, ready.json()) == (503, {"status": "fal-ai--svd is UPDATING"})
     assert live.status_code == 200
+
+
+async def test_a_gateway_whose_disk_is_full_is_not_ready(
+    store: RequestStore, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(b"x" * 3_500_000)
+    away = (503, {"status": "The file storage is not available at the moment"})
+    async with open_gateway(store, FileStorage(small_disk / "files", URL), served_endpoints()) as gateway:
+
+        async def ready() -> tuple[int, dict[str, str]]:
+            reply = await gateway.client.get("/health/ready")
+            return reply.status_code, reply.json()
+
+        assert await ready() == away
+        ballast.unlink()
+        assert await ready() == away, "the answer holds for a while"
+        monkeypatch.setattr("deployments.gateway.health_routes.STORAGE_SECONDS", 0.0)
+        assert await ready() == (200, {"status": "ready"})
 
 
 @pytest.mark.parametrize(

@@ -554,3 +554,34 @@ async def test_any_name_gives_a_url_that_works(gateway: Gateway, name: str) -> N
 )
 def test_a_type_is_kept_where_it_is_one(said: str | None, kept: str) -> None:
     assert media_type(said) == kept
+
+
+# ---------------------------------------------------------------- a disk that is full
+
+
+async def test_a_full_disk_takes_no_upload_and_keeps_no_half(store: RequestStore, small_disk: Path) -> None:
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(b"x" * 3_500_000)
+    content = CONTENT * 10
+    async with open_gateway(store, FileStorage(small_disk / "files", URL), served_endpoints()) as gateway:
+        signed = (await gateway.client.post("/storage/upload/initiate", json={"file_name": "a.bin"})).json()
+        _, upload = await create(gateway, {})
+
+        async def attempts() -> list[httpx.Response]:
+            return [
+                await gateway.client.post("/files/upload", content=content),
+                await gateway.client.put(signed["upload_url"], content=content, headers=NOBODY),
+                await gateway.client.put(f"{upload}/1", content=content),
+            ]
+
+        for reply in await attempts():
+            assert reply.status_code == 503
+            assert reply.json() == {
+                "detail": "The file storage is not available at the moment",
+                "error_type": "internal_error",
+            }
+        assert await files_in(small_disk) == ["ballast"]
+        assert (await fetch(gateway, signed["file_url"])).status_code == 404
+        ballast.unlink()
+        assert [reply.status_code for reply in await attempts()] == [200] * 3
+        assert (await fetch(gateway, signed["file_url"])).content == content

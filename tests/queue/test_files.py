@@ -11,9 +11,10 @@ from sqlalchemy import update
 
 from deployments.errors import BadRequest, NotFound
 from deployments.queue import files as files_module
-from deployments.queue.files import Acl, AclRule, Files, Lifecycle, sweep
+from deployments.queue.files import Acl, AclRule, Files, Lifecycle, Sweeper, sweep
 from deployments.queue.store import RequestStore
 from deployments.queue.tables import files as table
+from deployments.queue.tables import now
 from deployments.storage import FileStorage
 from tests.conftest import add_file
 
@@ -205,6 +206,79 @@ async def test_a_batch_is_bounded(files: Files, storage: FileStorage) -> None:
             await asyncio.sleep(0.05)
     assert len(await files.expired(2)) == 2
     assert await sweep(files, storage) == 3  # though no bytes were there
+
+
+async def test_files_without_a_lifetime_are_kept_as_long_as_the_operator_says(
+    files: Files, storage: FileStorage, store: RequestStore
+) -> None:
+    await files.begin("b/0/coming.png", "alice", "image/png", Lifecycle())
+    for key, seconds, age in (("b/1/a.png", None, 100), ("b/2/b.png", None, 10), ("b/3/c.png", 3600, 100)):
+        await storage.write(key, pieces(b"12345"), 10)
+        await add_file(store.database, key, "alice", "image/png", 5, Lifecycle(seconds=seconds))
+        async with store.database.transaction() as connection:
+            await connection.execute(update(table).where(table.c.key == key).values(created_at=now() - age))
+    kept = ["b/0/coming.png", "b/2/b.png", "b/3/c.png"]
+
+    await Sweeper(files, storage).sweep()
+    assert await files.get("b/1/a.png")
+    await Sweeper(files, storage, keep_seconds=50).sweep()
+    assert await files.get("b/1/a.png") is None
+    assert [bool(await files.get(key)) for key in kept] == [True] * 3
+    with pytest.raises(NotFound):
+        await storage.stat("b/1/a.png")
+
+
+async def test_what_is_too_old_goes_a_batch_at_a_time(files: Files, storage: FileStorage) -> None:
+    for number in range(5):
+        await add_file(files._database, f"b/{number}/a", "alice", "image/png", 5, Lifecycle())
+    await files.expire_older_than(-1, limit=3)
+    assert len(await files.expired()) == 3
+
+
+@pytest.fixture(params=["directory", "bucket"])
+def any_storage(request: pytest.FixtureRequest, storage: FileStorage) -> FileStorage:
+    if request.param == "directory":
+        return storage
+    return FileStorage.open(request.getfixturevalue("bucket_url"), "http://127.0.0.1:8000")
+
+
+async def there(storage: FileStorage) -> set[str]:
+    return {key async for keys in storage.older_than(-3600) for key in keys}
+
+
+async def test_files_and_parts_that_are_nobodys_go(
+    files: Files, any_storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.storage.files._LISTED_AT_ONCE", 2)
+    monkeypatch.setattr(files_module, "ORPHAN_SECONDS", -3600)  # whatever there is is old
+    for number in range(5):
+        await any_storage.write(f"b/{number}/clip.mp4", pieces(b"12345"), 10)
+    await any_storage.write("samples/cat.png", pieces(b"12345"), 10)
+    await any_storage.write_part("7", 1, pieces(b"12345"), 10)
+    for number in (1, 3):
+        await add_file(files._database, f"b/{number}/clip.mp4", "alice", "video/mp4", 5, Lifecycle())
+
+    sweeper = Sweeper(files, any_storage)
+    before = await there(any_storage)
+    await sweeper.sweep()
+    assert len(before - await there(any_storage)) <= 2, "it takes little at a time"
+    for _ in range(10):
+        await sweeper.sweep()
+    assert await there(any_storage) == {"b/1/clip.mp4", "b/3/clip.mp4"}
+    await any_storage.stat("samples/cat.png")
+
+    await any_storage.write("b/8/clip.mp4", pieces(b"12345"), 10)
+    await sweeper.sweep()
+    await any_storage.stat("b/8/clip.mp4")  # the list begins anew some hours later
+
+
+async def test_young_files_without_a_row_stay(files: Files, any_storage: FileStorage) -> None:
+    await any_storage.write("b/1/clip.mp4", pieces(b"12345"), 10)
+    await any_storage.write_part("7", 1, pieces(b"12345"), 10)
+    sweeper = Sweeper(files, any_storage)
+    for _ in range(10):
+        await sweeper.sweep()
+    assert await there(any_storage) == {"b/1/clip.mp4", ".parts/7/1"}
 
 
 async def test_defaults_are_a_keys_own(files: Files) -> None:
