@@ -7,6 +7,7 @@ python -m loadtest.chaos.ray_cluster node ADDRESS              one more node, un
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 from pathlib import Path
@@ -24,10 +25,11 @@ def main() -> int:
     deploying = commands.add_parser("deploy")
     deploying.set_defaults(run=lambda options: deploy(options.address, options.config))
     joining = commands.add_parser("node")
-    joining.set_defaults(run=lambda options: join(options.address))
+    joining.set_defaults(run=lambda options: join(options.address, options.resources))
     for command in (deploying, joining):
         command.add_argument("address")
     deploying.add_argument("config", type=Path)
+    joining.add_argument("--resources", type=json.loads, default={}, help="as JSON")
     options = parser.parse_args()
     options.run(options)
     return 0
@@ -42,7 +44,7 @@ def deploy(address: str, config: Path) -> None:
     ray.shutdown()
 
 
-def join(address: str) -> None:
+def join(address: str, resources: dict[str, float]) -> None:
     """Be a node until SIGTERM. As ``ray.cluster_utils.Cluster.add_node``, for a cluster that is not ours."""
     from ray._private.node import Node
     from ray._private.parameter import RayParams
@@ -52,6 +54,7 @@ def join(address: str) -> None:
         redis_address=address,
         num_cpus=1,
         num_gpus=0,
+        resources=resources,
         object_store_memory=100 * 1024 * 1024,
         node_manager_port=0,
         min_worker_port=0,
@@ -60,7 +63,7 @@ def join(address: str) -> None:
     parameters.include_log_monitor = False  # type: ignore[assignment]  # it declares a text and wants a truth
     parameters.dashboard_agent_listen_port = None
     node = Node(parameters, head=False, shutdown_at_exit=True, spawn_reaper=True)
-    print("joined", flush=True)
+    print("joined", node.node_id, flush=True)
     signal.sigwait([signal.SIGTERM, signal.SIGINT])
     node.kill_all_processes(check_alive=False)
 
