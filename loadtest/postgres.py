@@ -75,7 +75,7 @@ class Postgres:
         settings = [f"--{name}={value}" for name, value in {**self._settings, "port": self.port}.items()]
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._bin / "postgres", "-D", self._folder / "data", *settings],
+                [self._bin / "postgres", "-D", self.data, *settings],
                 stdout=log,
                 stderr=log,
                 cwd="/",
@@ -105,6 +105,18 @@ class Postgres:
     def resume(self) -> None:
         """Let it go on."""
         self._signal(signal.SIGCONT)
+
+    @property
+    def data(self) -> Path:
+        """Its data directory; a copy of it while the server is stopped is a base backup."""
+        return self._folder / "data"
+
+    def restore(self, copy: Path) -> None:
+        """Go back to a copy of the data directory. The server is stopped."""
+        shutil.rmtree(self.data)
+        shutil.copytree(copy, self.data)
+        for path in [self.data, *self.data.rglob("*")] if self._user else []:
+            shutil.chown(path, "postgres", "postgres")
 
     def _signal(self, number: int) -> None:
         assert self._process

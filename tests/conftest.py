@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -45,15 +47,25 @@ def database_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     """A PostgreSQL server, one for the whole session. Its database ``migrated`` is a template."""
+    with run_postgres(durable=False) as server:
+        asyncio.run(_migrate(server.create("migrated")))
+        yield server
+
+
+@contextlib.contextmanager
+def run_postgres(durable: bool = True) -> Iterator[Postgres]:
+    """A PostgreSQL server, in a directory of its own: pytest closes its own ones to every other user."""
     if programs() is None:
         missing("PostgreSQL")
-    server = Postgres(tmp_path_factory.mktemp("postgres") / "server", durable=False)
-    server.start()
-    asyncio.run(_migrate(server.create("migrated")))
-    yield server
-    server.stop()
+    with tempfile.TemporaryDirectory(prefix="svd-serve-postgres-") as folder:
+        server = Postgres(Path(folder) / "server", durable)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -127,17 +139,19 @@ def serve_command(*options: str) -> list[str]:
     return [sys.executable, "-m", "deployments.cli", "serve", *options]
 
 
-def start_server(data_dir: Path, port: int, config: Path = ROOT / "serve_config.yaml") -> Server:
-    """Start ``svd-serve serve`` as a user does; return when it is ready."""
+def start_server(
+    data_dir: Path, port: int, config: Path = ROOT / "serve_config.yaml", environment: Mapping[str, str] | None = None
+) -> Server:
+    """Start ``svd-serve serve`` as a user does, with these variables; return when it is ready."""
     data_dir.mkdir(parents=True, exist_ok=True)
     log = data_dir / "server.log"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SVD_", "RAY_"))}
-    environment["SVD_WEBHOOK_ALLOW_PRIVATE"] = "1"  # the receivers of tests are on this machine
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SVD_", "RAY_"))}
+    inherited["SVD_WEBHOOK_ALLOW_PRIVATE"] = "1"  # the receivers of tests are on this machine
     with log.open("wb") as output:
         process = subprocess.Popen(
             serve_command("--config", str(config), "--port", str(port), "--data-dir", str(data_dir)),
             cwd=ROOT,
-            env=environment,
+            env=inherited | dict(environment or {}),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -20,6 +21,8 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, event, func, make_url, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
@@ -28,6 +31,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from deployments.errors import Unavailable
+
+logger = logging.getLogger(__name__)
 
 SQLITE_BUSY_SECONDS = 10
 MIGRATION_LOCK = 0x5BD5E47E
@@ -215,7 +220,10 @@ def _is_away(error: Exception) -> bool:
 
 
 async def migrate(engine: AsyncEngine) -> None:
-    """Bring the schema to the newest version. Safe to call from several processes at once."""
+    """Bring the schema to the newest version. Safe to call from several processes at once.
+
+    A schema that is newer than this code stays as it is.
+    """
     if engine.dialect.name == "sqlite":
         await asyncio.to_thread(_switch_to_wal, str(engine.url.database))
     async with engine.begin() as connection:
@@ -226,10 +234,18 @@ def _upgrade(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # another process may be at it for long
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
+        connection.exec_driver_sql(
+            f"SET LOCAL lock_timeout = '{SERVER_SECONDS}s'"
+        )  # who waits for a table holds up all
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    current = MigrationContext.configure(connection).get_current_revision()
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if current is None or current in known:
+        command.upgrade(config, "head")
+    else:  # in a rolling upgrade, what began before goes on: revisions only add
+        logger.warning("A newer version has migrated the database, to revision %s; it is used as it is", current)
 
 
 def _switch_to_wal(database: str) -> None:

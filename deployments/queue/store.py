@@ -310,15 +310,26 @@ class RequestStore:
 
     @uninterrupted
     async def log(self, lines: Sequence[LogLine], previews: Sequence[tuple[str, StoredFile]] = ()) -> None:
-        """Add lines to the logs of their requests, and register the pictures (request id, file) that they name."""
+        """Add lines to the logs of their requests, and register the pictures (request id, file) that they name.
+
+        Lines of requests that are there no more go with them.
+        """
+        mine = select(_columns.id).where(_columns.id.in_({line.request_id for line in lines}))
         async with self.database.transaction() as connection:
-            await _log(connection, lines)
+            known = set((await connection.execute(mine)).scalars())
+            await _log(connection, [line for line in lines if line.request_id in known])
             for request_id, preview in previews:
                 await _register(connection, [request_id], [preview])
 
     @uninterrupted
     async def heartbeat(self, owner: str, lease_seconds: float) -> None:
         """Keep a dispatcher's lease, and with it every attempt it holds."""
+        try:
+            await self._renew(owner, lease_seconds)
+        except IntegrityError:  # an earlier call, whose answer was lost, has reached the database only now
+            await self._renew(owner, lease_seconds)
+
+    async def _renew(self, owner: str, lease_seconds: float) -> None:
         until = now() + lease_seconds
         async with self.database.transaction() as connection:
             renewed = update(dispatchers).where(dispatchers.c.owner == owner).values(lease_until=until)

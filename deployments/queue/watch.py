@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
-from deployments.errors import Unavailable
+from deployments.errors import NotFound, Unavailable
 from deployments.queue.request import InferenceRequest, RequestStatus, Version
 from deployments.queue.store import RequestStore
 from deployments.queue.turns import Lane, ahead
@@ -54,16 +54,24 @@ class Changes:
         self._watched: Counter[str] = Counter()
         self._changed = asyncio.Condition()
         self._versions: dict[str, Version] = {}
+        self._gone: set[str] = set()
         self._watcher: asyncio.Task[None] | None = None
 
     async def completion(self, request_id: str) -> None:
-        """Return when the request has ended."""
+        """Return when the request has ended.
+
+        Raises:
+            NotFound: It was deleted meanwhile, or lost: the database was replaced by an older copy of itself.
+        """
         await self._wait_for(request_id, lambda version: version.status == RequestStatus.COMPLETED)
 
     async def since(self, request_id: str, seen: Version, seconds: float, *, lines: bool = True) -> Version:
         """Return the request's version as soon as it differs from ``seen``, or ``seen`` after so many seconds.
 
         Without ``lines``, a new line in its log makes no difference.
+
+        Raises:
+            NotFound: As for ``completion``.
         """
         old = seen if lines else seen._replace(last_line=0)
         with contextlib.suppress(TimeoutError):
@@ -81,8 +89,14 @@ class Changes:
 
     async def _wait_for(self, request_id: str, is_it: Callable[[Version], bool]) -> Version:
         async with self._watching(request_id), self._changed:
-            await self._changed.wait_for(lambda: request_id in self._versions and is_it(self._versions[request_id]))
+            await self._changed.wait_for(lambda: self._has_news(request_id, is_it))
+            if request_id in self._gone:
+                raise NotFound("There is no such request any more")
             return self._versions[request_id]
+
+    def _has_news(self, request_id: str, is_it: Callable[[Version], bool]) -> bool:
+        version = self._versions.get(request_id)
+        return request_id in self._gone or (version is not None and is_it(version))
 
     @contextlib.asynccontextmanager
     async def _watching(self, request_id: str) -> AsyncIterator[None]:
@@ -96,12 +110,15 @@ class Changes:
             if not self._watched[request_id]:
                 del self._watched[request_id]
                 self._versions.pop(request_id, None)
+                self._gone.discard(request_id)
 
     async def _watch(self) -> None:
         while self._watched:
             with contextlib.suppress(Unavailable):  # the store comes back; nobody who waits is told otherwise
-                versions = await self._store.versions(self._watched)
+                asked = set(self._watched)
+                versions = await self._store.versions(asked)
                 async with self._changed:
                     self._versions = {id: version for id, version in versions.items() if id in self._watched}
+                    self._gone = {id for id in asked - versions.keys() if id in self._watched}
                     self._changed.notify_all()
             await asyncio.sleep(self._interval)
