@@ -13,6 +13,7 @@ import random
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,12 @@ from loadtest.chaos.service import Service
 QUIET_SECONDS = 5.0
 """Before the first fault."""
 
+SLOT_SECONDS = 25.0
+"""For a fault of the long run, on average."""
+
 OUTAGE_SECONDS = 10.0
-SCRAPES = 100.0
-"""A second."""
+SCRAPES, SCRAPERS = 100.0, 16
+"""So many a second, if so many connections get as many answers."""
 
 ISOLATED = "CHAOS_ISOLATED"
 """Set in the environment of a campaign that has a network and mounts of its own."""
@@ -68,7 +72,7 @@ def plan(seed: int, seconds: float, faults: Sequence[str] = ()) -> list[Planned]
     """
     dice = random.Random(seed)
     order = _shuffled(dice, faults) if faults else [*_shuffled(dice, EARLY), *_shuffled(dice, LATE)]
-    while faults and len(order) * 25 < seconds:
+    while faults and (len(order) + len(faults)) * SLOT_SECONDS <= seconds:
         order += _shuffled(dice, faults)
     slot = (seconds - QUIET_SECONDS) / len(order)
     return [Planned(QUIET_SECONDS + (n + dice.uniform(0, 0.3)) * slot, fault) for n, fault in enumerate(order)]
@@ -107,7 +111,7 @@ class Nemesis:
         at = time.time()
         try:
             what = await FAULTS[fault](self)
-        except LeftOut as reason:
+        except (LeftOut, psutil.Error) as reason:  # a victim may have gone by itself
             self.left_out[fault] = str(reason)
             return
         self._journal.write("strike", fault=fault, what=what, began=at)
@@ -194,18 +198,23 @@ class Nemesis:
     async def scrape(self) -> str:
         """F27: health and metrics are asked for a hundred times a second."""
         headers = {"authorization": f"Key {self._service.key}"}
-        async with httpx.AsyncClient(base_url=self._service.url, headers=headers, trust_env=False) as http:
-            asked = [asyncio.create_task(self._scrape(http, n)) for n in range(int(SCRAPES * OUTAGE_SECONDS))]
-            answers = await asyncio.gather(*asked)
-        return f"{sum(answers)} of {len(answers)} scrapes were answered in {OUTAGE_SECONDS:.0f} s"
+        began, numbers, answers = time.monotonic(), iter(range(int(SCRAPES * OUTAGE_SECONDS))), Counter[str]()
 
-    async def _scrape(self, http: httpx.AsyncClient, number: int) -> bool:
-        await asyncio.sleep(number / SCRAPES)
-        path = "/health/live" if number % 2 else "/v1/serverless/metrics"
+        async def scraper() -> None:
+            for number in numbers:
+                await asyncio.sleep(max(0.0, began + number / SCRAPES - time.monotonic()))
+                answers[await self._scrape(http, "/v1/serverless/metrics" if number % 2 else "/health/live")] += 1
+
+        async with httpx.AsyncClient(base_url=self._service.url, headers=headers, trust_env=False) as http:
+            await asyncio.gather(*(scraper() for _ in range(SCRAPERS)))
+        told = ", ".join(f"{count} with {answer}" for answer, count in answers.most_common())
+        return f"{answers.total()} scrapes in {time.monotonic() - began:.0f} s: {told}"
+
+    async def _scrape(self, http: httpx.AsyncClient, path: str) -> str:
         try:
-            return (await http.get(path, timeout=5)).is_success
-        except httpx.HTTPError:
-            return False
+            return str((await http.get(path, timeout=5)).status_code)
+        except httpx.HTTPError as error:
+            return type(error).__name__
 
     async def freeze_dispatcher(self) -> str:
         """F19: a dispatcher that is cut off for longer than its lease, and then goes on as if nothing had happened."""

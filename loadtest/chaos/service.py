@@ -229,9 +229,9 @@ class Service:
 
     def _ray(self, command: str, *arguments: str) -> subprocess.Popen[bytes]:
         (raylet, *_) = self.find("/raylet/raylet")
-        (address,) = re.findall(r"--gcs-address=(\S+)", " ".join(raylet.cmdline()))
+        address, *_ = re.findall(r"--gcs-address=(\S+)", " ".join(raylet.cmdline()))
         line = [sys.executable, "-m", "loadtest.chaos.ray_cluster", command, address, *arguments]
-        environment = self._environment() | SERVICE_ENVIRONMENT
+        environment = self._environment() | SERVICE_ENVIRONMENT | {"RAY_AUTH_MODE": "token"}
         with self.log.open("ab") as log:
             return subprocess.Popen(line, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
 
