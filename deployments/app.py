@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve import Application
@@ -26,6 +27,7 @@ from deployments.inference.fetch import FileSource
 from deployments.inference.replica import PictureReplica, VideoReplica, open_device
 from deployments.models.base import Endpoint, VideoModel
 from deployments.models.text_to_video import TextToVideo
+from deployments.queue.database import refuse_out_of_reach
 from deployments.queue.dispatcher import Dispatcher
 from deployments.queue.store import RequestStore
 from deployments.queue.webhooks import Sender
@@ -113,8 +115,20 @@ def _bind_replica(
 
 
 async def open_store() -> RequestStore:
-    """The queue that the environment names."""
-    return await RequestStore.open(Settings().database_url)
+    """The queue that the environment names.
+
+    Raises:
+        ValueError: It is SQLite, and this Ray cluster has more nodes than one.
+        Unavailable: It cannot be reached.
+    """
+    url = Settings().database_url
+    refuse_out_of_reach(url, await asyncio.to_thread(count_nodes))
+    return await RequestStore.open(url)
+
+
+def count_nodes() -> int:
+    """The living nodes of the Ray cluster that this process belongs to."""
+    return sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
 
 
 def open_storage() -> FileStorage:

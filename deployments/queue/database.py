@@ -219,6 +219,23 @@ def _is_away(error: Exception) -> bool:
     return lost or isinstance(error, _AWAY) or state.startswith(_AWAY_STATES)
 
 
+def refuse_out_of_reach(url: str, nodes: int) -> None:
+    """Tell a database that is a file of one machine from one that several machines can use.
+
+    Args:
+        url: The database's.
+        nodes: How many machines may want it.
+
+    Raises:
+        ValueError: It is such a file, and there are several.
+    """
+    if nodes > 1 and make_url(url).get_backend_name() == "sqlite":
+        raise ValueError(
+            f"SQLite is a file of one machine, and this Ray cluster has {nodes} nodes: "
+            "name a PostgreSQL in SVD_DATABASE_URL (postgresql+asyncpg://…)"
+        )
+
+
 async def migrate(engine: AsyncEngine) -> None:
     """Bring the schema to the newest version. Safe to call from several processes at once.
 
