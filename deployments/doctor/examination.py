@@ -34,11 +34,15 @@ IMPORT_SECONDS = 60.0
 
 WEIGHTS_SECONDS = 120.0
 SHORTEST_SECRET = 6
+_QUIET = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+"""The libraries that read weights download nothing, and draw no progress bars. They ask when they are loaded."""
+
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
 
 
 def examine(config: Path, as_json: bool, clock: Clock = time.time) -> int:
     """Look at everything, and print what is found. The exit status: 1 where anything is at fault."""
+    os.environ.update(_QUIET)
     findings = []
     for finding in look(config, clock):
         findings.append(finding)

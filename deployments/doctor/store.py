@@ -41,17 +41,19 @@ _ADVICE = {
     "readonly": "make the file and its directory writable for this user, and the disk as well",
     "read-only": "make PostgreSQL writable: is it a standby, or has default_transaction_read_only been set?",
     "unable to open": "make the file and its directory readable and writable for this user",
+    "i/o error": "see disk space, below: a full disk does this, and a failing one (dmesg says so)",
     "full": "free some space on its disk; what was accepted is safe, and the service goes on by itself",
     "space": "free some space on its disk; what was accepted is safe, and the service goes on by itself",
 }
 """A word of the driver's → what to do."""
 
-UNREACHABLE = "start PostgreSQL, or correct host and port in SVD_DATABASE_URL"
 
-
-def advice_for(reason: str) -> str:
-    """What to do about something that a driver says."""
-    return next((advice for word, advice in _ADVICE.items() if word in reason.lower()), UNREACHABLE)
+def advice_for(reason: str, file: Path | None) -> str:
+    """What to do about something that a driver says. ``file`` is SQLite's."""
+    unknown = (
+        f"look at {file} and its disk" if file else "start PostgreSQL, or correct host and port in SVD_DATABASE_URL"
+    )
+    return next((advice for word, advice in _ADVICE.items() if word in reason.lower()), unknown)
 
 
 async def check_database(url: str, clock: Clock = time.time) -> AsyncIterator[Finding]:
@@ -67,7 +69,7 @@ async def check_database(url: str, clock: Clock = time.time) -> AsyncIterator[Fi
             async for finding in _look(diagnosis, url, clock):
                 yield finding
     except Unavailable as error:
-        yield fail("database", f"{shown(url)}: {error.message}", advice_for(error.message))
+        yield fail("database", f"{shown(url)}: {error.message}", advice_for(error.message, file))
 
 
 async def _look(diagnosis: Diagnosis, url: str, clock: Clock) -> AsyncIterator[Finding]:

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from deployments.doctor.findings import Finding, fail, ok, warn
 from deployments.errors import StorageUnavailable
@@ -27,8 +27,6 @@ from deployments.words import in_bytes, many
 APPLICATION = "deployments.app:build_app"
 SPACE_WARN, SPACE_FAIL = 1024**3, 100 * 1024**2
 FFMPEG_SECONDS = 4.0
-_QUIET = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-"""Nothing is downloaded, and no progress bar is drawn, by the libraries that read weights."""
 
 # ---------------------------------------------------------------- configuration
 
@@ -81,10 +79,22 @@ async def check_configuration(path: Path) -> AsyncIterator[Finding]:
 
 
 def _check_for_serve(document: Any) -> None:
-    from ray.serve.schema import ServeDeploySchema
+    """Whether Serve takes it, and ignores nothing of it.
+
+    Raises:
+        ValueError: The first thing that it does not take, or does not know.
+    """
+    from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
     from deployments.queue.dispatcher import DispatcherConfig
 
+    application = document["applications"][0]
+    parts: list[tuple[str, Any, type[BaseModel]]]
+    parts = [("", document, ServeDeploySchema), ("applications.0.", application, ServeApplicationSchema)]
+    parts += [(f"{each.get('name')}.", each, DeploymentSchema) for each in _deployments(document)]
+    for where, part, schema in parts:
+        if unknown := set(part) - set(schema.model_fields):
+            raise ValueError(f"{where}{min(unknown)}: Serve knows no such thing")
     try:
         ServeDeploySchema.model_validate(document)
         for deployment in _deployments(document):
@@ -220,7 +230,6 @@ def room(place: Path) -> Finding:
 
 async def check_weights(path: Path) -> AsyncIterator[Finding]:
     """Whether the weights of every endpoint are there, whole and of the right shapes. Nothing is downloaded."""
-    os.environ.update(_QUIET)
     try:
         endpoints = read_configuration(path)[1].build()
     except (OSError, ValueError):
