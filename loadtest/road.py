@@ -116,14 +116,14 @@ class Bare:
         return time.perf_counter() - began
 
 
-def start_server(data_dir: Path) -> tuple[subprocess.Popen[bytes], str, str, float]:
-    """A service of its own: its process, URL, key, and the seconds it took to be ready."""
+def start_server(data_dir: Path, **settings: str) -> tuple[subprocess.Popen[bytes], str, str, float]:
+    """A service of its own with such variables: its process, URL, key, and the seconds it took to be ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "deployments.cli", "serve", "--port", str(port), "--data-dir", str(data_dir)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SVD_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SVD_")} | settings
     began = time.perf_counter()
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     while not is_ready(url):

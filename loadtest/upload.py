@@ -1,6 +1,6 @@
 """What an upload costs the gateway: its peak memory above idle, in every form that fal's clients use.
 
-    python -m loadtest.upload [--megabytes 200]
+    python -m loadtest.upload [--megabytes 200] [--storage directory|bucket|both]
 
 Starts a service of its own on a free port of 127.0.0.1 and stops it again. The proxy is Ray Serve's process in front of
 the gateway; it is printed beside it because every byte goes through both.
@@ -24,6 +24,7 @@ import psutil
 
 from deployments.cli import point_fal_client_at
 from loadtest.road import start_server
+from loadtest.s3 import S3
 
 AIM_MB = 64
 PIECE = 1024 * 1024
@@ -34,24 +35,38 @@ def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=200)
+    parser.add_argument("--storage", choices=["directory", "bucket", "both"], default="both")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="svd-serve-bench-") as folder:
         source = Path(folder) / "large.bin"
         digest = make_file(source, options.megabytes)
-        server, url, key, _ = start_server(Path(folder) / "data")
-        try:
-            forms = Uploads(url, key).forms()
-            for upload in forms.values():
-                upload(small_file(Path(folder)))  # what is loaded with the first request is idle too
-            memories = {role: Memory(find_process(server.pid, title)) for role, title in PROCESSES.items()}
-            urls = [
-                measure(memories, f"up: {name}", functools.partial(upload, source)) for name, upload in forms.items()
-            ]
-            hashes = [measure(memories, "down again", functools.partial(hash_of, url)) for url in urls]
-            assert hashes == [digest] * len(urls), "what came back is not what was sent"
-        finally:
-            server.terminate()
-            server.wait()
+        if options.storage != "bucket":
+            print("into a directory")
+            measure_all(Path(folder) / "directory", source, digest)
+        if options.storage != "directory":
+            print("into a bucket (SeaweedFS)")
+            s3 = S3(Path(folder) / "s3")
+            s3.start()
+            try:
+                measure_all(Path(folder) / "bucket", source, digest, SVD_STORAGE_URL=s3.url("files"), **s3.environment)
+            finally:
+                s3.stop()
+
+
+def measure_all(data_dir: Path, source: Path, digest: str, **settings: str) -> None:
+    """Print the figures of a service with such variables: every form up, each file down again."""
+    server, url, key, _ = start_server(data_dir, **settings)
+    try:
+        forms = Uploads(url, key).forms()
+        for upload in forms.values():
+            upload(small_file(data_dir))  # what is loaded with the first request is idle too
+        memories = {role: Memory(find_process(server.pid, title)) for role, title in PROCESSES.items()}
+        urls = [measure(memories, f"up: {name}", functools.partial(upload, source)) for name, upload in forms.items()]
+        hashes = [measure(memories, "down again", functools.partial(hash_of, url)) for url in urls]
+        assert hashes == [digest] * len(urls), "what came back is not what was sent"
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def measure(memories: Mapping[str, Memory], name: str, call: Callable[[], str]) -> str:

@@ -141,7 +141,7 @@ class FileStorage:
             PayloadTooLarge: There are more than ``max_bytes`` bytes; the rest was not read.
             StorageUnavailable: The storage takes nothing at the moment.
         """
-        source = Source(pieces, max_bytes, _WRITTEN_AT_ONCE if self._directory else _S3_PIECE)
+        source = Source(pieces, max_bytes, _WRITTEN_AT_ONCE if self._directory else CHUNK)
         try:
             await self._put(key, source, self._attributes(key, content_type or type_of(key)))
         except BaseException:
@@ -303,12 +303,13 @@ class FileStorage:
 
         It would leave it when it is itself cancelled, so the source is.
         """
-        first = await source.first()
-        whole: bytes | Source = first if source.exhausted else source
+        piece_bytes = _WRITTEN_AT_ONCE if self._directory else _S3_PIECE
+        whole = await source.whole(piece_bytes)
+        given = source if whole is None else whole
         with told_as_unavailable():
             putting = asyncio.ensure_future(
                 obstore.put_async(
-                    self._store, key, whole, attributes=attributes, chunk_size=source.piece_bytes, max_concurrency=1
+                    self._store, key, given, attributes=attributes, chunk_size=piece_bytes, max_concurrency=1
                 )
             )
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator
 from pathlib import Path
 
@@ -13,22 +14,22 @@ CHUNK = 1024 * 1024
 
 
 class Source:
-    """A file's bytes on their way into the storage: counted, hashed, and in pieces of one size but for the last.
+    """A file's bytes on their way into the storage: counted, hashed, and in pieces that are not too small.
 
     They are pulled from tasks of obstore's, so it remembers which one waits, and what went wrong.
     """
 
-    def __init__(self, pieces: AsyncIterable[bytes], max_bytes: int, piece_bytes: int) -> None:
-        """Take at most so many bytes, and hand them on so many at a time."""
-        self.piece_bytes = piece_bytes
+    def __init__(self, pieces: AsyncIterable[bytes], max_bytes: int, at_once: int) -> None:
+        """Take at most so many bytes, and hand on so many at once: each piece costs a way to another thread."""
         self.size = 0
-        self.exhausted = False
         self.failure: Exception | None = None
         self._pieces = aiter(pieces)
         self._max_bytes = max_bytes
+        self._at_once = at_once
         self._digest = hashlib.sha256()
         self._gathered = bytearray()
-        self._first: bytes | None = None
+        self._first: deque[bytes] = deque()
+        self._exhausted = False
         self._waiting: asyncio.Task[None] | None = None
         self._stopped = False
 
@@ -37,10 +38,11 @@ class Source:
         """The hash, once all has been pulled."""
         return self._digest.hexdigest()
 
-    async def first(self) -> bytes:
-        """The first piece, which is kept; often it is the whole file."""
-        self._first = await self._next()
-        return self._first
+    async def whole(self, most: int) -> bytes | None:
+        """The whole file, where it has not more bytes than this; else its beginning is kept for who pulls it."""
+        while not self._exhausted and self.size <= most:
+            self._first.append(await self._next())
+        return b"".join(self._first) if self._exhausted and self.size <= most else None
 
     def stop(self) -> None:
         """End with an error what pulls."""
@@ -58,8 +60,7 @@ class Source:
         if self._stopped:
             raise asyncio.CancelledError
         try:
-            first, self._first = self._first, None
-            piece = await self._next() if first is None else first
+            piece = self._first.popleft() if self._first else await self._next()
         except Exception as error:
             self.failure = error
             raise
@@ -68,16 +69,16 @@ class Source:
         return piece
 
     async def _next(self) -> bytes:
-        """The next piece; shorter than the others, or empty, at the end."""
-        while len(self._gathered) < self.piece_bytes and not self.exhausted:
+        """The next piece; empty at the end."""
+        while len(self._gathered) < self._at_once and not self._exhausted:
             piece = await anext(self._pieces, None)
             if piece is None:
-                self.exhausted = True
+                self._exhausted = True
             else:
                 self._take(piece)
-        piece = bytes(self._gathered[: self.piece_bytes])
-        del self._gathered[: self.piece_bytes]
-        return piece
+        gathered = bytes(self._gathered)
+        self._gathered.clear()
+        return gathered
 
     def _take(self, piece: bytes) -> None:
         self.size += len(piece)
