@@ -16,7 +16,7 @@ from deployments.models.fast_svd_lcm import FastSVDLCMInput
 if TYPE_CHECKING:
     import numpy as np
 
-DIES, HANGS, EATS = 666, 617, 615
+DIES, HANGS, EATS, DAWDLES = 666, 617, 615, 600
 STEP_SECONDS = 0.1
 MEGABYTES_EATEN = 700
 FRAMES = 3
@@ -54,7 +54,7 @@ class Faulty(VideoModel):
         eaten = [np.ones(1024 * 1024, np.uint8) for _ in range(MEGABYTES_EATEN if EATS in seeds else 0)]
         wanted = set(keep(0))
         for step in range(steps):
-            time.sleep(STEP_SECONDS)
+            time.sleep(5 * STEP_SECONDS if DAWDLES in seeds else STEP_SECONDS)
             wanted &= set(keep(step + 1))
         del eaten
         return [_grey(clip) if i in wanted else None for i, clip in enumerate(clips)]
