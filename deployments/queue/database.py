@@ -254,15 +254,21 @@ def _upgrade(connection: Connection) -> None:
         connection.exec_driver_sql(
             f"SET LOCAL lock_timeout = '{SERVER_SECONDS}s'"
         )  # who waits for a table holds up all
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.attributes["connection"] = connection
+    config = revisions(connection)
     current = MigrationContext.configure(connection).get_current_revision()
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if current is None or current in known:
         command.upgrade(config, "head")
     else:  # in a rolling upgrade, what began before goes on: revisions only add
         logger.warning("A newer version has migrated the database, to revision %s; it is used as it is", current)
+
+
+def revisions(connection: Connection) -> Config:
+    """The schema's history, as Alembic wants to know it."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    return config
 
 
 def _switch_to_wal(database: str) -> None:
