@@ -18,6 +18,8 @@ from typing import Any
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.gateway.starting import Starting
+
 PIECE_BYTES = 48 * 1024
 """As much as goes from process to process at once. Two of them are less than what Ray sends by its shared memory."""
 
@@ -78,4 +80,4 @@ class _Held(dict[str, Any]):
 
 def proxy_middlewares() -> list[Middleware]:
     """What Serve's proxy is to be started with."""
-    return [Middleware(Backpressure)]
+    return [Middleware(Starting), Middleware(Backpressure)]

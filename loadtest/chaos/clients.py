@@ -82,14 +82,16 @@ class Client:
         async with self._http:
             looking = asyncio.create_task(self._look())
             try:
-                await self._submit_all()
+                await self._submit_all(looking)
+                if looking.done():
+                    looking.result()  # it never ends by itself
             finally:
                 looking.cancel()
                 await asyncio.gather(looking, *self._cancels, return_exceptions=True)
                 self._journal.close()
 
-    async def _submit_all(self) -> None:
-        while not self._shared.stopping:
+    async def _submit_all(self, looking: asyncio.Task[None]) -> None:
+        while not self._shared.stopping and not looking.done():
             if len(self._open) >= self._shared.window or self._shared.left <= 0:
                 await asyncio.sleep(0.05)
                 continue
