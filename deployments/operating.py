@@ -204,10 +204,8 @@ async def _retry_all(database: Database, filter: Filter, sure: bool) -> int:
 def _cancel(options: argparse.Namespace) -> int:
     from deployments.queue.admin import Admin
 
-    answer = in_database(lambda database: Admin(database).cancel(options.request_id))
-    if answer == answer.ALREADY_COMPLETED:
-        return complain(f"request {options.request_id} has ended already")
-    print("cancelled; if it runs just now, its replica stops within seconds")
+    status = in_database(lambda database: Admin(database).cancel(options.request_id))
+    print("cancelled" if status == "COMPLETED" else "it runs; its replica has been told to stop")
     return 0
 
 
@@ -254,7 +252,7 @@ def _line(record: Record) -> Sequence[str]:
     error = f"{columns['error_type']}: {columns['error']}" if columns["error_type"] else ""
     tries = f"{columns['attempt']}" + (f" ({columns['crashes']} crashed)" if columns["crashes"] else "")
     who = (columns["id"], columns["endpoint"], columns["status"], tries)
-    return *who, age, waited, ran, columns["key_id"], presentable(error, longest=80)
+    return *who, age, waited, ran, columns["key_id"], presentable(error)
 
 
 def _as_json(record: Record) -> dict[str, Any]:

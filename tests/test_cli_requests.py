@@ -367,13 +367,13 @@ def test_a_span_of_another_form_is_refused(desk: Desk, since: str) -> None:
 
 def test_a_request_is_cancelled_as_by_its_caller(desk: Desk) -> None:
     waiting = desk.submit().id
-    assert "cancelled" in desk("cancel", waiting)
+    assert desk("cancel", waiting) == "cancelled\n"
     assert desk.get(waiting).error_type == "client_cancelled"
-    assert desk("cancel", waiting, status=1) == f"svd-serve: request {waiting} has ended already\n"
+    assert desk("cancel", waiting, status=1) == f"svd-serve: Request {waiting} has ended already\n"
 
     desk.submit()
     running = desk.run()
-    desk("cancel", running)
+    assert desk("cancel", running) == "it runs; its replica has been told to stop\n"
     assert desk.get(running).cancel_requested
 
 

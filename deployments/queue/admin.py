@@ -160,14 +160,18 @@ class Admin:
         async with self._database.read() as connection:
             return [Record.from_row(row) for row in await connection.execute(query)]
 
-    async def cancel(self, request_id: str) -> Cancelled:
-        """Cancel a request, as its caller could.
+    async def cancel(self, request_id: str) -> RequestStatus:
+        """Cancel a request, as its caller could; answer where it is now: one that runs ends when its replica hears it.
 
         Raises:
             NotFound: There is none with this id.
+            BadRequest: It has ended already.
         """
-        await self._read(request_id)
-        return await self._store.cancel(request_id)
+        if (await self._store.cancel(request_id)) == Cancelled.ALREADY_COMPLETED:
+            await self._read(request_id)
+            raise BadRequest(f"Request {request_id} has ended already")
+        record, _, _ = await self._read(request_id)
+        return RequestStatus(record.columns["status"])
 
     @uninterrupted
     async def _read(self, request_id: str) -> tuple[Record, str | None, str | None]:
