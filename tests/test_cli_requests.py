@@ -416,9 +416,13 @@ def test_a_setting_that_is_wrong_is_named_without_its_value(
 
 
 def test_a_reader_that_goes_away_is_borne(desk: Desk, tmp_path: Path) -> None:
+    desk.submit()
+
     async def fill(store: RequestStore) -> None:
-        for _ in range(600):  # more than a pipe holds
-            await store.submit(new_request())
+        async with store.database.transaction() as connection:
+            row = (await connection.execute(requests.select())).one()._asdict()
+            rows = [row | {"seq": row["seq"] + n, "id": f"{n:036}"} for n in range(1, 600)]  # more than a pipe holds
+            await connection.execute(requests.insert(), rows)
 
     in_store(desk, fill)
     command = f"{sys.executable} -m deployments.cli requests list --limit 600 | head -1"

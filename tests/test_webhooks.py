@@ -145,6 +145,7 @@ def test_all_undelivered_webhooks_are_made_due_again(database_url: str, capsys: 
 
 
 def test_a_webhook_that_is_not_there_is_an_error(database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["migrate"]) == 0
     assert cli.main(["webhooks", "redeliver", "unknown"]) == 1
     assert "unknown" in capsys.readouterr().err
 
