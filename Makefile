@@ -23,8 +23,9 @@ check-static: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/installed  # print the figures of the sampler, of polling and uploads, and of the whole road
+bench: .venv/installed  # print the figures of the sampler, of the store, of polling and uploads, and of the whole road
 	$(BIN)/python -m loadtest.sampler
+	$(BIN)/python -m loadtest.store
 	$(BIN)/python -m loadtest.polling
 	$(BIN)/python -m loadtest.upload
 	$(BIN)/python -m loadtest.road

@@ -93,6 +93,10 @@ class Database:
         """Use an engine from ``open_engine``."""
         self._engine = engine
         self._reader = engine.execution_options(isolation_level="AUTOCOMMIT")
+        # SQLite writes one transaction at a time, and lets who waits try again and again, in no order: in a process
+        # that has many, some would wait for seconds.
+        writers = 1 if engine.dialect.name == "sqlite" else POOL_SIZE
+        self._in_line = asyncio.Semaphore(writers)
         self._closed = False
         self._users = 0
         self._idle = asyncio.Event()
@@ -126,7 +130,7 @@ class Database:
             Unavailable: The database cannot be written.
         """
         with _away_is("The request store cannot be written at the moment"):
-            async with self._in_use(), self._in_time(), self._engine.begin() as connection:
+            async with self._in_use(), self._in_time(), self._in_line, self._engine.begin() as connection:
                 yield connection
 
     @asynccontextmanager

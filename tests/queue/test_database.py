@@ -43,6 +43,21 @@ async def test_close_waits_for_the_connections_in_use_and_nothing_is_opened_afte
                 pass
 
 
+async def test_many_writers_of_a_process_get_their_turn_in_sqlite(tmp_path: Path) -> None:
+    """Left to SQLite's own waiting, some would be overtaken for seconds, until they are told that it is locked."""
+    store, ended = await RequestStore.open(f"sqlite+aiosqlite:///{tmp_path}/queue.db"), list[int]()
+
+    async def write(number: int) -> None:
+        async with store.database.transaction() as connection:
+            await connection.execute(text("UPDATE dispatchers SET lease_until = 0"))
+            await asyncio.sleep(0.01)
+        ended.append(number)
+
+    await asyncio.gather(*(write(number) for number in range(40)))
+    assert ended == list(range(40))
+    await store.close()
+
+
 # ---------------------------------------------------------------- a PostgreSQL that is stopped, killed, hung, set back
 
 
