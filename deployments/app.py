@@ -49,7 +49,7 @@ HEALTH_SECONDS = 5.0
 """How often a model's replica is asked for its health; three bad answers, and Serve replaces it."""
 
 ANSWER_SECONDS = 4.0
-"""How long a dispatcher may take to answer the gateway."""
+"""How long the cluster may take to say whether the service is ready."""
 
 READY_SECONDS = 1.0
 """How long an answer about readiness is good for."""
@@ -222,15 +222,28 @@ class Readiness:
         self._asked = -READY_SECONDS
         self._reason: str | None = None
         self._lock = asyncio.Lock()
+        self._asking: asyncio.Task[str | None] | None = None
 
     async def __call__(self) -> str | None:
-        """Why the application cannot serve yet, or None."""
+        """Why the application cannot serve, or None."""
         async with self._lock:
             if time.monotonic() - self._asked >= READY_SECONDS:
-                app_name = serve.get_replica_context().app_name
-                self._reason = await asyncio.to_thread(_not_ready, app_name) or await _draining()
+                self._reason = await self._ask()
                 self._asked = time.monotonic()
         return self._reason
+
+    async def _ask(self) -> str | None:
+        """Ask the cluster; one question at a time, for one whose head has died answers none."""
+        self._asking = self._asking or asyncio.create_task(_find_reason(serve.get_replica_context().app_name))
+        await asyncio.wait([self._asking], timeout=ANSWER_SECONDS)
+        if not self._asking.done():
+            return "the cluster does not answer"
+        asking, self._asking = self._asking, None
+        return asking.result()
+
+
+async def _find_reason(app_name: str) -> str | None:
+    return await asyncio.to_thread(_not_ready, app_name) or await _draining()
 
 
 def _not_ready(app_name: str) -> str | None:
@@ -248,7 +261,7 @@ def _not_ready(app_name: str) -> str | None:
 async def _draining() -> str | None:
     dispatcher: Any = serve.get_deployment_handle(DISPATCHER)
     try:
-        draining = await asyncio.wait_for(dispatcher.is_draining.remote(), ANSWER_SECONDS)
-    except (TimeoutError, RayError, RayServeException):
+        draining = await dispatcher.is_draining.remote()
+    except (RayError, RayServeException):
         return "the dispatcher does not answer"
     return "the service is about to end" if draining else None

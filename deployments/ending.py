@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Mapping, Sequence
-from concurrent.futures import TimeoutError as NoAnswer
-from typing import Any
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import psutil
+
+T = TypeVar("T")
 
 STOP_SECONDS = 10.0
 """How long Serve may take to end, and then Ray's processes by themselves once it has been shut down."""
 
-_ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 5.0
+"""How long the cluster may take to answer."""
 
 
 def end(applications: Sequence[str], grace_seconds: float) -> None:
@@ -31,18 +35,39 @@ def end(applications: Sequence[str], grace_seconds: float) -> None:
         signal.signal(number, signal.SIG_IGN)  # more impatience must not leave half of it running
     if not grace_seconds:
         _drain(applications, 0.0)
-    _stop()
+    tree = psutil.Process().children(recursive=True)
+    in_order = _within(1.5 * STOP_SECONDS, [_stop_ray])
+    _, alive = psutil.wait_procs(tree, timeout=STOP_SECONDS if in_order else 0)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _drain(applications: Sequence[str], grace_seconds: float) -> None:
     """Have every dispatcher claim nothing any more; return when nothing runs, or after the grace time."""
-    from ray.exceptions import RayError
-    from ray.serve.exceptions import RayServeException
+    for dispatchers in _within(ANSWER_SECONDS, [lambda: _dispatchers(applications)]):
+        calls = [dispatcher.broadcast("drain", grace_seconds).results for dispatcher in dispatchers]
+        _within(grace_seconds + ANSWER_SECONDS, calls)
 
-    with contextlib.suppress(RayError, RayServeException, NoAnswer):  # a dispatcher dies: its lease lapses
-        answers = [handle.broadcast("drain", grace_seconds) for handle in _dispatchers(applications)]
-        for answer in answers:
-            answer.results(timeout_s=grace_seconds + _ANSWER_SECONDS)
+
+def _within(seconds: float, calls: Sequence[Callable[[], T]]) -> list[T]:
+    """What these calls to the cluster answer, but for those that take longer or fail: its head may have died."""
+    answers: list[T] = []
+
+    def answer(call: Callable[[], T]) -> None:
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        with contextlib.suppress(RayError, RayServeException):  # a dispatcher that dies: its lease lapses
+            answers.append(call())
+
+    threads = [threading.Thread(target=answer, args=[call], daemon=True) for call in calls]
+    give_up = time.monotonic() + seconds
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, give_up - time.monotonic()))
+    return answers
 
 
 def _dispatchers(applications: Sequence[str]) -> list[Any]:
@@ -65,16 +90,11 @@ def _runs(replica_states: Mapping[Any, int]) -> bool:
     return any(count for state, count in replica_states.items() if getattr(state, "value", state) == "RUNNING")
 
 
-def _stop() -> None:
+def _stop_ray() -> None:
     import ray
     from ray.serve.context import _get_global_client
 
-    tree = psutil.Process().children(recursive=True)
     if ray.is_initialized():
         if client := _get_global_client(raise_if_no_controller_running=False):
             client.shutdown(timeout_s=STOP_SECONDS)
         ray.shutdown()
-    _, alive = psutil.wait_procs(tree, timeout=STOP_SECONDS)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()

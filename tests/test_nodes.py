@@ -1,5 +1,8 @@
 """Several Ray nodes on this machine (F18, F21, F22): upgrades, downscales, drained and lost nodes lose no request.
 
+And Ray's head without its GCS (F26). With Redis beneath, as in production, a GCS comes back and the service goes on;
+there is none here, so that the service ends with it.
+
 svd-serve serve (the head: gateway, dispatcher) ◀── join ── nodes with places for the model's replicas
 """
 
@@ -9,6 +12,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -240,3 +244,27 @@ def test_nodes_and_replicas_come_and_go_and_no_request_is_lost(cluster: Cluster)
     until(lambda: third in cluster.replicas())
     end_well(cluster, running)
     assert row(cluster, running) == (2, 0, 200)
+
+
+def test_death_of_rays_head_loses_nothing(tmp_path: Path) -> None:
+    """F26. What runs ends, what is accepted waits for the next start: nothing of a request is in Ray's memory."""
+    config, port = tmp_path / "config.yaml", free_port()
+    write_config(config, {})
+    server = start_server(tmp_path, port, config)
+    cluster = Cluster(server, {})
+    running = start_work(cluster, LONG)
+    tree = psutil.Process(server.process.pid).children(recursive=True)
+    (gcs,) = [each for each in tree if each.name() == "gcs_server"]
+    gcs.kill()
+    until(lambda: call(server, "GET", "/health/ready").status_code == 503)
+    end_well(cluster, running)
+    waiting = [submit(server, ENDPOINT, DAWDLES, LONG) for _ in range(4)]
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0
+    assert not [each for each in tree if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+
+    server = start_server(tmp_path, port, config)
+    try:
+        end_well(Cluster(server, {}), *waiting)
+    finally:
+        stop_server(server)
