@@ -23,8 +23,9 @@ from starlette.types import ASGIApp
 
 from deployments import logs
 from deployments.gateway.api import create_api
+from deployments.inference.device import open_device
 from deployments.inference.fetch import FileSource
-from deployments.inference.replica import PictureReplica, VideoReplica, open_device
+from deployments.inference.replica import PictureReplica, VideoReplica
 from deployments.models.base import Endpoint, VideoModel
 from deployments.models.text_to_video import TextToVideo
 from deployments.queue.database import refuse_out_of_reach

@@ -17,18 +17,17 @@ import logging
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from deployments import logs
 from deployments.errors import RunnerDisconnected, RunnerServerError, ServingError, StorageUnavailable
 from deployments.inference.clips import make_clip, open_clip
+from deployments.inference.device import Device, Turns
 from deployments.inference.encode import encode_mp4, save_preview
 from deployments.inference.fetch import FileSource
 from deployments.models.base import Clip, Endpoint, ImageToVideoInput, Plan, VideoInput, VideoModel
@@ -48,20 +47,6 @@ Paint = Callable[[str], Awaitable["Image.Image"]]
 
 ASK_SECONDS = 0.2
 """How often a replica asks whether its attempts are still wanted."""
-
-STUCK_SECONDS = 30.0
-"""How long the device may stay with a batch that was stopped. A step takes seconds; longer, and it never comes back."""
-
-
-def open_device() -> str:
-    """``cuda`` where Ray gave this process a share of a GPU, else ``cpu`` with as many threads as Ray gave it CPUs."""
-    if ray.get_gpu_ids():
-        return "cuda"
-    import torch
-
-    context: Any = ray.get_runtime_context()
-    torch.set_num_threads(max(1, int(context.get_assigned_resources().get("CPU", 0))))
-    return "cpu"
 
 
 @dataclass(frozen=True)
@@ -108,15 +93,12 @@ class VideoReplica:
         self._storage = storage
         self._files = files
         self._find_abandoned = find_abandoned
-        self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self._device = Device()
         self._turns = Turns()
-        self._stopped_at: dict[Future[Any], float] = {}
 
     def check_health(self) -> None:
         """Fail when the device does not come back, so that Serve replaces this replica."""
-        self._stopped_at = {batch: since for batch, since in self._stopped_at.items() if not batch.done()}
-        if any(time.monotonic() - since > STUCK_SECONDS for since in self._stopped_at.values()):
-            raise RuntimeError(f"the device has not come back from a batch stopped {STUCK_SECONDS:.0f} s ago")
+        self._device.check_health()
 
     async def generate(self, attempts: list[Attempt]) -> AsyncIterator[Event]:
         """Run a batch. It begins with a Begun; every attempt ends in exactly one Finished, Failed or Dropped."""
@@ -191,17 +173,14 @@ class VideoReplica:
             loop.call_soon_threadsafe(emit, Begun(ids, on_device=True))
             return self._model.generate([member.clip for member in group], steps, keep), time.monotonic() - start
 
-        running = self._device.submit(denoise)
         try:
-            clips, seconds = await asyncio.wrap_future(running)
+            clips, seconds = await self._device.run(denoise, lambda: not abandoned.issuperset(ids))
         except Exception as error:
             for member in group:
                 emit(_failed(member.attempt, error))
             return
         finally:
             stopped = True  # the thread cannot be cancelled; it ends at its next step
-            if not running.done():
-                self._stopped_at[running] = time.monotonic()
         await asyncio.gather(
             *(
                 self._deliver(member, frames, emit, began, seconds / len(group))
@@ -252,47 +231,22 @@ class VideoReplica:
         return file, StoredFile(key, file.content_type, file.file_size, file.sha256)
 
 
-class Turns:
-    """Whose turn it is on a replica: many batches may run beside each other, or one alone."""
-
-    def __init__(self) -> None:
-        """Nothing runs."""
-        self._running = 0
-        self._alone = False
-        self._changed = asyncio.Event()
-
-    @contextlib.asynccontextmanager
-    async def turn(self, *, alone: bool) -> AsyncIterator[None]:
-        """Wait for a turn and keep it. Who wants to be alone is waited for by all who come later."""
-        await self._until(lambda: not self._alone)
-        self._alone = alone
-        self._running += 1
-        try:
-            await self._until(lambda: not alone or self._running == 1)
-            yield
-        finally:
-            self._running -= 1
-            self._alone = self._alone and not alone
-            self._changed.set()
-            self._changed = asyncio.Event()
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            await self._changed.wait()
-
-
 class PictureReplica:
     """Holds one text-to-image pipeline."""
 
     def __init__(self, endpoint: TextToVideo) -> None:
         """Hold a pipeline that has been set up."""
         self._endpoint = endpoint
-        self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self._device = Device()
+
+    def check_health(self) -> None:
+        """Fail when the device does not come back, so that Serve replaces this replica."""
+        self._device.check_health()
 
     async def paint(self, input: str) -> Image.Image:
         """The picture for a checked input (JSON), at the clip's size."""
         parsed = TextToVideoInput.model_validate_json(input)
-        return await asyncio.get_running_loop().run_in_executor(self._device, self._endpoint.paint, parsed)
+        return await self._device.run(lambda: self._endpoint.paint(parsed))
 
 
 def _batch_key(prepared: Prepared) -> tuple[Any, ...]:

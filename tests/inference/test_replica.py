@@ -20,6 +20,7 @@ from PIL import Image
 from ray.exceptions import RayActorError
 
 from deployments.errors import ImageTooSmall, RunnerServerError, StorageUnavailable, Unavailable
+from deployments.inference import device as device_module
 from deployments.inference import replica as replica_module
 from deployments.inference.fetch import FileSource
 from deployments.inference.replica import Paint, PictureReplica, VideoReplica
@@ -198,11 +199,10 @@ async def test_an_attempt_becomes_a_stored_clip(replica: VideoReplica, storage: 
 
     assert isinstance(finished, Finished)
     assert finished.output["seed"] == 7
-    file = File.model_validate(finished.output["video"])
-    key = storage.key_of(file.url)
-    assert key is not None
-    assert (file.content_type, file.file_name) == ("video/mp4", "clip.mp4")
-    assert (await storage.stat(key)).size == file.file_size > 0
+    file, [stored] = finished.output["video"], finished.files
+    assert storage.key_of(file["url"]) == stored.key
+    assert (file["content_type"], file["file_name"]) == ("video/mp4", "clip.mp4")
+    assert (await storage.verify(stored.key, stored.size, stored.sha256)).size == file["file_size"] > 0
     assert finished.inference_seconds >= finished.gpu_seconds >= 0
 
 
@@ -720,7 +720,7 @@ async def test_a_suspect_that_is_given_up_while_it_waits_leaves_the_replica_to_o
 async def test_a_device_that_does_not_come_back_fails_the_health_check(
     replica: VideoReplica, model: DrawnModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replica_module, "STUCK_SECONDS", 0.1)
+    monkeypatch.setattr(device_module, "STUCK_SECONDS", 0.1)
     gate = model.before_step = Gate(at=1)
     running = asyncio.create_task(run(replica, attempt("a")))
     await until(gate.reached)
@@ -730,12 +730,51 @@ async def test_a_device_that_does_not_come_back_fails_the_health_check(
     await asyncio.wait([running])
     replica.check_health()
     await asyncio.sleep(0.2)
-    with pytest.raises(RuntimeError, match="has not come back"):
+    with pytest.raises(RuntimeError, match="nobody wants"):
         replica.check_health()
     gate.open()
     await until(model.ended)
     assert kinds(await run(replica, attempt("b"))) == {"b": "Finished"}
     replica.check_health()
+
+
+async def test_a_device_that_does_not_notice_that_all_have_left_fails_the_health_check(
+    replica: VideoReplica, model: DrawnModel, callers: Callers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the dispatcher has died nobody stops the batch."""
+    monkeypatch.setattr(device_module, "STUCK_SECONDS", 0.1)
+    gate = model.before_step = Gate(at=1)
+    running = asyncio.create_task(run(replica, attempt("a")))
+    waiting = asyncio.create_task(run(replica, attempt("b")))
+    await until(gate.reached)
+    await callers.leave("b")
+    replica.check_health()
+    await asyncio.sleep(0.2)
+    replica.check_health()  # what waits for the device does not hold it
+    await callers.leave("a")
+    replica.check_health()
+    await asyncio.sleep(0.2)
+    with pytest.raises(RuntimeError, match="nobody wants"):
+        replica.check_health()
+    gate.open()
+    assert kinds(await running) | kinds(await waiting) == {"a": "Dropped", "b": "Dropped"}
+
+
+async def test_a_painter_that_does_not_come_back_fails_the_health_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "STUCK_SECONDS", 0.1)
+    endpoint = text_endpoint()
+    gate = Gate(at=1)
+    monkeypatch.setattr(endpoint, "paint", lambda input: gate(1))
+    painter = PictureReplica(endpoint)
+    painting = asyncio.create_task(painter.paint('{"prompt": "a cat", "seed": 1}'))
+    await until(gate.reached)
+    painting.cancel()
+    await asyncio.wait([painting])
+    painter.check_health()
+    await asyncio.sleep(0.2)
+    with pytest.raises(RuntimeError, match="nobody wants"):
+        painter.check_health()
+    gate.open()
 
 
 async def test_a_storage_that_is_away_fails_the_attempt_and_not_the_request(
