@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Float, Select, Table, and_, delete, exists, literal, or_, select, true
+from sqlalchemy import ColumnElement, Select, Table, and_, delete, exists, or_, select, true
 
 from deployments.queue.database import Database, uninterrupted
 from deployments.queue.outbox import WebhookState
@@ -59,13 +59,11 @@ class _Walk:
 
     def page(self, limit: int) -> Select[tuple[str, float, int, bool, bool]]:
         """The requests that come next, and for each whether it concerns this rule and whether it must wait."""
-        # A scalar subquery: PostgreSQL asks a bare clock for each row anew, and then no index helps.
-        before = select(now() - literal(self.seconds, Float)).scalar_subquery()
         ended, after = _columns.finished_at, self.reached
         query = select(
             _columns.id, ended, _columns.seq, self.concerns.label("concerns"), _to_be_delivered.label("held")
         )
-        query = query.where(ended >= after.finished_at, ended <= before)
+        query = query.where(ended >= after.finished_at, ended <= now() - self.seconds)
         query = query.where(or_(ended > after.finished_at, _columns.seq > after.seq))
         return query.order_by(ended, _columns.seq).limit(limit)
 

@@ -13,7 +13,7 @@ from deployments.errors import InvalidInput, RunnerServerError, Unavailable
 from deployments.models.messages import Attempt
 from deployments.queue.request import MAX_ATTEMPTS, Cancelled, LogLine, Priority, RequestStatus
 from deployments.queue.store import BatchLimits, Outcome, RequestStore
-from deployments.queue.tables import dispatchers, now, requests
+from deployments.queue.tables import dispatchers, now
 from tests.queue.conftest import MODEL, new_request
 
 ONE = BatchLimits()
@@ -271,14 +271,6 @@ async def test_database_clock_agrees_with_ours(store: RequestStore) -> None:
     async with store.database.read() as connection:
         there = (await connection.execute(select(now()))).scalar_one()
     assert abs(there - time.time()) < 5
-
-
-def test_statements_compile_for_postgresql_with_skip_locked() -> None:
-    from sqlalchemy.dialects import postgresql
-
-    query = select(requests.c.seq, now()).with_for_update(skip_locked=True)
-    text = str(query.compile(dialect=postgresql.dialect()))
-    assert "FOR UPDATE SKIP LOCKED" in text and "clock_timestamp()" in text
 
 
 async def test_a_row_that_cannot_be_inserted_is_no_other_request_of_its_caller(store: RequestStore) -> None:
