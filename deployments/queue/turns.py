@@ -27,7 +27,6 @@ from sqlalchemy import (
     literal,
     or_,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -42,7 +41,6 @@ SPARE = 8
 """How many requests more are looked at than are taken, in case that some are locked."""
 
 _NEVER = 0.0
-_BEYOND = 2**62
 
 
 @dataclass(frozen=True)
@@ -192,9 +190,9 @@ def _firsts(model: str, priority: Priority, batch_key: str | None = None, each: 
     table, seq = requests.alias(), _first(model, priority, batch_key)
     found = select(table.c.seq, table.c.key_id, literal(1).label("rank")).where(table.c.seq == seq)
     firsts = found.cte(recursive=True)
-    last = case((firsts.c.rank < each, firsts.c.seq), else_=_BEYOND)
+    behind = _first(model, priority, batch_key, behind=firsts)
+    seq = func.coalesce(case((firsts.c.rank < each, behind)), _first(model, priority, batch_key, beyond=firsts))
     rank = case((table.c.key_id == firsts.c.key_id, firsts.c.rank + 1), else_=1)
-    seq = _first(model, priority, batch_key, after=(firsts.c.key_id, last))
     following = select(table.c.seq, table.c.key_id, rank).join_from(firsts, table, table.c.seq == seq)
     return firsts.union_all(following)
 
@@ -203,9 +201,14 @@ def _first(
     model: str,
     priority: Priority | None = None,
     batch_key: str | None = None,
-    after: tuple[ColumnElement[str], ColumnElement[int]] | None = None,
+    *,
+    behind: CTE | None = None,
+    beyond: CTE | None = None,
 ) -> ScalarSelect[int]:
-    """The first request that may start, by key and then by age. The order is an index's, so that a planner takes it."""
+    """The first request that may start, by key and then by age. The order is an index's, so that a planner takes it.
+
+    Either the first of all, or the next ``behind`` one in its lane, or the first ``beyond`` one's lane.
+    """
     table = requests.alias()
     of = table.c
     may_start = [
@@ -218,6 +221,8 @@ def _first(
         may_start.append(of.priority == priority)
     if batch_key is not None:  # what a replica has died under joins nobody
         may_start += [of.batch_key == batch_key, of.crashes == 0]
-    if after is not None:
-        may_start.append(tuple_(of.key_id, of.seq) > tuple_(*after))
+    if behind is not None:
+        may_start += [of.key_id == behind.c.key_id, of.seq > behind.c.seq]
+    if beyond is not None:
+        may_start.append(of.key_id > beyond.c.key_id)
     return select(of.seq).where(*may_start).order_by(of.priority, of.key_id, of.seq).limit(1).scalar_subquery()
