@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +27,7 @@ import yaml
 
 from deployments import operating
 from deployments.ending import end
+from deployments.errors import StorageUnavailable
 from deployments.models.base import Endpoint
 from deployments.models.checkpoints import CheckpointError, Part
 from deployments.operating import complain
@@ -117,7 +119,7 @@ def _serve(options: argparse.Namespace) -> int:
         config = _serve_config(options)
         settings = Settings()
         settings.key()  # made here, before several processes want it
-        sample = asyncio.run(FileStorage.open(settings.storage_url, settings.public_url).put(SAMPLE, SAMPLE_KEY))
+        sample = _keep_sample(FileStorage.open(settings.storage_url, settings.public_url))
     except (OSError, ValueError, yaml.YAMLError) as error:
         return complain(f"{options.config}: {error}")
 
@@ -131,7 +133,7 @@ def _serve(options: argparse.Namespace) -> int:
         _deploy(config)
         failure = _wait_until_ready(f"http://{_reachable(options.host)}:{options.port}")
         if not failure:
-            print(_banner(settings, sample.url), flush=True)
+            print(_banner(settings, sample), flush=True)
         while not failure:
             signal.pause()
     except (KeyboardInterrupt, SystemExit):
@@ -150,6 +152,13 @@ def _port_problem(host: str, port: int) -> str | None:
             busy = ". Is a server running already? Choose another port" if error.errno == errno.EADDRINUSE else ""
             return f"cannot listen on {host}:{port}: {error.strerror}{busy}"
     return None
+
+
+def _keep_sample(storage: FileStorage) -> str:
+    """Store the picture that newcomers try first; answer its address. It is not worth a start."""
+    with suppress(StorageUnavailable):  # the service says of itself that it is not ready
+        asyncio.run(storage.put(SAMPLE, SAMPLE_KEY))
+    return storage.url_of(SAMPLE_KEY)
 
 
 def _set_environment(options: argparse.Namespace) -> None:
@@ -216,7 +225,8 @@ def _wait_until_ready(url: str) -> str | None:
                 return _why_failed(name, application)
             if time.monotonic() > say_again:
                 waiting = [name for name, each in application.deployments.items() if each.status != "HEALTHY"]
-                print(f"Waiting for {', '.join(waiting) or name}. Are there GPUs and CPUs enough?", flush=True)
+                advice = f"Waiting for {', '.join(waiting)}. Are there GPUs and CPUs enough?" if waiting else ""
+                print(advice or f"Not ready: {_readiness(url)}", flush=True)
                 say_again = time.monotonic() + PATIENCE_SECONDS
         time.sleep(0.25)
     return None
@@ -239,6 +249,15 @@ def is_ready(url: str) -> bool:
         return httpx.get(f"{url}/health/ready", timeout=5, trust_env=False).is_success
     except httpx.TransportError:
         return False
+
+
+def _readiness(url: str) -> str:
+    """What a service says of whether it is ready."""
+    try:
+        answer = httpx.get(f"{url}/health/ready", timeout=10, trust_env=False).json()
+        return str(answer.get("status") or answer.get("detail"))
+    except (httpx.TransportError, ValueError):
+        return "it does not answer"
 
 
 def _banner(settings: Settings, sample_url: str) -> str:

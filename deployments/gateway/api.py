@@ -162,6 +162,9 @@ async def _sweep_files(sweeper: Sweeper) -> None:
     while True:
         try:
             more = await sweeper.sweep()
+        except ServingError as error:  # the storage or the database is away, and says so itself
+            logger.warning("expired files could not be deleted: %s", error)
+            more = False
         except Exception:
             logger.warning("expired files could not be deleted", exc_info=True)
             more = False

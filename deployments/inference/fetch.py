@@ -13,7 +13,7 @@ import binascii
 from urllib.parse import unquote_to_bytes
 
 from deployments import web
-from deployments.errors import FileDownloadError, FileTooLarge, ImageLoadError, Loc, ModelError, NotFound
+from deployments.errors import FileDamaged, FileDownloadError, FileTooLarge, ImageLoadError, Loc, ModelError, NotFound
 from deployments.storage import FileStorage
 
 FETCH_SECONDS = 30.0
@@ -40,6 +40,7 @@ class FileSource:
         Raises:
             FileDownloadError: The file cannot be had.
             FileTooLarge: It has more than ``max_bytes`` bytes.
+            StorageUnavailable: It is a file of ours, and the storage cannot be reached.
         """
         key = self._storage.key_of(url)
         if key is not None:
@@ -54,7 +55,10 @@ class FileSource:
         except NotFound as error:
             raise FileDownloadError("There is no such file on this server", loc) from error
         _check_length(stat.size, loc, max_bytes)
-        return b"".join([piece async for piece in self._storage.read(key, 0, stat.size)])
+        try:
+            return b"".join([piece async for piece in self._storage.read(key, 0, stat.size, stat.etag)])
+        except FileDamaged as error:  # deleted, or another in its place, since
+            raise FileDownloadError("The file has changed while it was read", loc) from error
 
     async def _download(self, url: str, loc: Loc, max_bytes: int) -> bytes:
         data = bytearray()

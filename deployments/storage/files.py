@@ -49,7 +49,7 @@ class File(BaseModel):
     content_type: str
     file_name: str
     file_size: int
-    sha256: str = Field(exclude=True, repr=False)
+    sha256: str | None = Field(None, exclude=True, repr=False)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,18 @@ from urllib.parse import quote
 
 import pytest
 
-from deployments.errors import FileDownloadError, FileTooLarge, ImageLoadError, InvalidArchive, ModelError
+from deployments.errors import (
+    FileDownloadError,
+    FileTooLarge,
+    ImageLoadError,
+    InvalidArchive,
+    ModelError,
+    StorageUnavailable,
+)
 from deployments.inference import fetch
 from deployments.inference.fetch import FileSource
-from deployments.storage import FileStorage
+from deployments.storage import FileStorage, Stat
+from tests.conftest import free_port
 from tests.inference.conftest import URL, WebServer, image_bytes, run_web_server
 
 LOC = ("body", "mask_image_url")
@@ -134,6 +142,33 @@ async def test_a_file_of_this_server_has_the_limit_of_any_file(
     file = await storage.put(tmp_path / "big.png", "b/1/big.png")
 
     await refuse(public_files, file.url, FileTooLarge)
+
+
+async def test_a_file_of_this_server_that_changes_meanwhile_is_not_mixed(
+    public_files: FileSource, storage: FileStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cat.png").write_bytes(PNG)
+    file = await storage.put(tmp_path / "cat.png", "b/1/cat.png")
+    look = FileStorage.stat
+
+    async def changed(storage: FileStorage, key: str) -> Stat:
+        stat = await look(storage, key)
+        (tmp_path / "files" / key).write_bytes(PNG[::-1])
+        return stat
+
+    monkeypatch.setattr(FileStorage, "stat", changed)
+    await refuse(public_files, file.url, FileDownloadError)
+
+
+async def test_a_storage_that_is_away_is_no_fault_of_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "any")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    away = FileSource(FileStorage.open("s3://bucket/files", URL))
+
+    with pytest.raises(StorageUnavailable) as caught:
+        await away.get(f"{URL}/files/b/1/cat.png", LOC, MAX_BYTES)
+    assert caught.value.retryable
 
 
 # ---------------------------------------------------------------- downloads
