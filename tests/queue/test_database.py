@@ -227,7 +227,8 @@ async def test_the_server_ends_what_takes_too_long_and_transactions_of_which_it_
 ) -> None:
     """So a process that stops in the middle of a claim holds nobody's up for long."""
     async with queue.database.read() as connection:
-        for name, value in {"statement_timeout": "5s", "idle_in_transaction_session_timeout": "5s"}.items():
+        settings = {"statement_timeout": "5s", "idle_in_transaction_session_timeout": "5s"}
+        for name, value in (settings | {"plan_cache_mode": "force_custom_plan"}).items():
             assert (await connection.execute(text(f"SHOW {name}"))).scalar_one() == value
 
 
