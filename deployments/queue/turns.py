@@ -8,6 +8,7 @@ each lane, from lane to lane: what a claim costs does not depend on how many wai
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -187,14 +188,14 @@ def _firsts(model: str, priority: Priority, batch_key: str | None = None, each: 
     With a ``batch_key``, only those that have it. From one to the next by one look at an index: to the next of the
     same lane, or past it to the next lane.
     """
-    table, seq = requests.alias(), _first(model, priority, batch_key)
-    found = select(table.c.seq, table.c.key_id, literal(1).label("rank")).where(table.c.seq == seq)
+    table, first = requests.alias(), functools.partial(_first, model, priority, batch_key)
+    found = select(table.c.seq, table.c.key_id, literal(1).label("rank")).where(table.c.seq == first())
     firsts = found.cte(recursive=True)
-    behind = _first(model, priority, batch_key, behind=firsts)
-    seq = func.coalesce(case((firsts.c.rank < each, behind)), _first(model, priority, batch_key, beyond=firsts))
+    following = func.coalesce(case((firsts.c.rank < each, first(behind=firsts))), first(beyond=firsts))
     rank = case((table.c.key_id == firsts.c.key_id, firsts.c.rank + 1), else_=1)
-    following = select(table.c.seq, table.c.key_id, rank).join_from(firsts, table, table.c.seq == seq)
-    return firsts.union_all(following)
+    return firsts.union_all(
+        select(table.c.seq, table.c.key_id, rank).join_from(firsts, table, table.c.seq == following)
+    )
 
 
 def _first(

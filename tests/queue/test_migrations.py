@@ -232,6 +232,9 @@ async def test_the_version_before_works_beside_this_one_on_the_new_schema(databa
                 assert await store.complete(attempt, owner, Outcome(200, {"by": "now"}))
 
     submitted = await submit()
+    batch = await before.claim("x")
+    taken.update(batch)
+    assert all([await before.complete(*attempt, "x") for attempt in batch])
     await asyncio.gather(take_before("x"), take("y"), take_before("z"), take("w"))
     await take("y")  # what was given back last
     assert set(taken.values()) == {1}
