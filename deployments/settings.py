@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SVD_", env_ignore_empty=True)
 
     data_dir: Path = Field(Path("data"), description="Database, files and key, where nothing else is said.")
-    database_url: str = Field("", description="`sqlite+aiosqlite:///…`; in `SVD_DATA_DIR` by default.")
+    database_url: str = Field("", description="`sqlite+aiosqlite:///…` or `postgresql+asyncpg://…`; SQLite by default.")
     storage_url: str = Field(
         "",
         description="Where files are: a directory `file:///…`, in `SVD_DATA_DIR` by default; or `s3://bucket/prefix`.",
