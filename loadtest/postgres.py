@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,14 @@ def programs() -> Path | None:
     return found[-1].parent if found else Path(on_path).resolve().parent if on_path else None
 
 
+@contextlib.contextmanager
+def open_folder(prefix: str) -> Iterator[Path]:
+    """A temporary directory through which other users may pass, unlike what ``tempfile`` and pytest make."""
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
+
+
 class Postgres:
     """One server. It refuses to run as root, so root runs it as Debian's user ``postgres``."""
 
@@ -42,6 +53,7 @@ class Postgres:
 
         Raises:
             FileNotFoundError: PostgreSQL is not installed.
+            PermissionError: The user that runs it may not enter a directory on the way to its folder.
         """
         bin = programs()
         if bin is None:
@@ -53,12 +65,7 @@ class Postgres:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
-        folder.mkdir(parents=True)
-        if self._user:
-            for parent in [folder, *folder.parents]:  # its way there: temporary directories are often root's alone
-                if parent.stat().st_uid == 0 and parent != Path("/"):
-                    parent.chmod(parent.stat().st_mode | 0o011)
-            shutil.chown(folder, "postgres")
+        self._make_folder()
         self._run("initdb", "-D", str(folder / "data"), "-A", "trust", "-U", "svd", "--encoding=UTF8", "--locale=C")
 
     def url(self, database: str = "postgres") -> str:
@@ -93,7 +100,8 @@ class Postgres:
 
     def kill(self) -> None:
         """Kill it and every one of its backends, as a power cut would."""
-        self._signal(signal.SIGKILL)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._signal(signal.SIGKILL)
         if self._process:
             self._process.wait(60)
         self._process = None
@@ -118,11 +126,29 @@ class Postgres:
         for path in [self.data, *self.data.rglob("*")] if self._user else []:
             shutil.chown(path, "postgres", "postgres")
 
+    def _make_folder(self) -> None:
+        """Make the folder and the way there, open to the user that runs the server. What was there stays as it was."""
+        made = [each for each in (self._folder, *self._folder.parents) if not each.exists()]
+        self._folder.mkdir(parents=True)
+        if not self._user:
+            return
+        for each in made:
+            each.chmod(each.stat().st_mode | 0o011)
+        shutil.chown(self._folder, "postgres")
+        if subprocess.run(["test", "-x", self._folder], cwd="/", check=False, **self._user).returncode:
+            raise PermissionError(
+                f"the user postgres may not enter a directory above {self._folder}: choose another place"
+            )
+
     def _signal(self, number: int) -> None:
+        """Signal the server and all of its backends. It forks none meanwhile, as it stands still."""
         assert self._process
         parent = psutil.Process(self._process.pid)
-        for process in [parent, *parent.children(recursive=True)]:
-            process.send_signal(number)
+        if number != signal.SIGCONT:
+            _stop(parent)
+        for process in [*parent.children(recursive=True), parent]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                _stop(process) if number == signal.SIGSTOP else process.send_signal(number)
 
     def _run(self, program: str, *arguments: str, until: float = 0) -> None:
         """Run one of its programs, again and again for ``until`` seconds where it fails at first."""
@@ -140,3 +166,10 @@ class Postgres:
     @property
     def _user(self) -> dict[str, Any]:
         return {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
+
+
+def _stop(process: psutil.Process) -> None:
+    """Return when it stands still, or has ended."""
+    process.suspend()
+    while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+        time.sleep(0.001)

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from deployments.models.messages import Attempt
 from deployments.queue.request import NewRequest, RequestStatus
 from deployments.queue.store import BatchLimits, Outcome, RequestStore
 from deployments.queue.tables import request_io, requests
 from deployments.queue.watch import Positions
-from loadtest.postgres import Postgres, programs
+from loadtest.postgres import Postgres, open_folder, programs
 
 MODEL = "bench"
 OWNER = "bench"
@@ -37,14 +35,14 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=4, help="calls at once")
     parser.add_argument("--calls", type=int, default=400, help="calls for each figure")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="svd-serve-store-") as folder:
+    with open_folder("svd-serve-store-") as folder:
         print("SQLite")
         asyncio.run(measure(f"sqlite+aiosqlite:///{folder}/queue.db", options))
         if programs() is None:
             print("PostgreSQL is not installed")
             return
         print("PostgreSQL")
-        server = Postgres(Path(folder) / "postgres")
+        server = Postgres(folder / "postgres")
         server.start()
         try:
             asyncio.run(measure(server.create("bench"), options))

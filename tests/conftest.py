@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from deployments.models.messages import StoredFile
 from deployments.queue.database import Database
 from deployments.queue.files import Lifecycle, insert_file
 from deployments.queue.store import RequestStore
-from loadtest.postgres import Postgres, programs
+from loadtest.postgres import Postgres, open_folder, programs
 from loadtest.s3 import S3, program
 
 ROOT = Path(__file__).parents[1]
@@ -59,8 +58,8 @@ def run_postgres(durable: bool = True) -> Iterator[Postgres]:
     """A PostgreSQL server, in a directory of its own: pytest closes its own ones to every other user."""
     if programs() is None:
         missing("PostgreSQL")
-    with tempfile.TemporaryDirectory(prefix="svd-serve-postgres-") as folder:
-        server = Postgres(Path(folder) / "server", durable)
+    with open_folder("svd-serve-postgres-") as folder:
+        server = Postgres(folder / "server", durable)
         server.start()
         try:
             yield server
