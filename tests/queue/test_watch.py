@@ -4,8 +4,13 @@ import asyncio
 import time
 from collections.abc import Iterable
 
+import pytest
+from sqlalchemy import delete
+
+from deployments.errors import NotFound
 from deployments.queue.request import LogLine, Priority, RequestStatus, Version
 from deployments.queue.store import Outcome, RequestStore
+from deployments.queue.tables import request_io, requests
 from deployments.queue.turns import Lane
 from deployments.queue.watch import Changes, Positions
 from tests.queue.conftest import MODEL, new_request
@@ -96,3 +101,23 @@ async def test_a_waiter_hears_nothing_of_what_stays(store: RequestStore) -> None
     began = time.monotonic()
     assert await waiter == seen
     assert time.monotonic() - began > 0.1
+
+
+async def test_who_waits_for_a_request_that_is_deleted_is_told(store: RequestStore) -> None:
+    request, other = [await store.submit(new_request()) for _ in range(2)]
+    changes = Changes(store, interval=0.01)
+    waiting = [
+        asyncio.create_task(changes.completion(request.id)),
+        asyncio.create_task(changes.since(request.id, Version.of(request), 10)),
+    ]
+    still = asyncio.create_task(changes.completion(other.id))
+    await asyncio.sleep(0.05)
+    async with store.database.transaction() as connection:
+        await connection.execute(delete(request_io).where(request_io.c.request_id == request.id))
+        await connection.execute(delete(requests).where(requests.c.id == request.id))
+    for waiter in waiting:
+        with pytest.raises(NotFound):
+            await asyncio.wait_for(waiter, 5)
+    assert not still.done()
+    await store.cancel(other.id)
+    await asyncio.wait_for(still, 5)
