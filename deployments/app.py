@@ -46,8 +46,8 @@ STEP_SECONDS = 0.2
 GIVING_BACK_SECONDS = 20.0
 """How long a dispatcher may take to give back what is left after the grace time."""
 
-HEALTH_SECONDS = 5.0
-"""How often a model's replica is asked for its health; three bad answers, and Serve replaces it."""
+HEALTH_SECONDS, HEALTH_ANSWER_SECONDS = 5.0, 10.0
+"""How often a process is asked for its health, and how long it may take to answer. Serve replaces it the third time."""
 
 ANSWER_SECONDS = 4.0
 """How long the cluster may take to say whether the service is ready."""
@@ -60,19 +60,24 @@ def build_app(args: AppArgs) -> Application:
     """The application that serve_config.yaml imports."""
     endpoints = args.build()
     grace = Settings().grace_seconds
-    ending: dict[str, Any] = {"graceful_shutdown_timeout_s": grace, "graceful_shutdown_wait_loop_s": STEP_SECONDS}
+    upkeep: dict[str, Any] = {
+        "graceful_shutdown_timeout_s": grace,
+        "graceful_shutdown_wait_loop_s": STEP_SECONDS,
+        "health_check_period_s": HEALTH_SECONDS,
+        "health_check_timeout_s": HEALTH_ANSWER_SECONDS,
+    }
     painters = {
-        endpoint.id: serve.deployment(name=endpoint.deployment, **ending)(PictureDeployment).bind(endpoint)
+        endpoint.id: serve.deployment(name=endpoint.deployment, **upkeep)(PictureDeployment).bind(endpoint)
         for endpoint in endpoints.values()
         if isinstance(endpoint, TextToVideo)
     }
     replicas = {
-        model.deployment: _bind_replica(model, endpoints, painters, ending)
+        model.deployment: _bind_replica(model, endpoints, painters, upkeep)
         for model in endpoints.values()
         if isinstance(model, VideoModel)
     }
-    ending_of_dispatcher = ending | {"graceful_shutdown_timeout_s": grace + GIVING_BACK_SECONDS}
-    dispatcher = serve.deployment(name=DISPATCHER, **ending_of_dispatcher)(DispatcherDeployment).bind(replicas, grace)
+    upkeep_of_dispatcher = upkeep | {"graceful_shutdown_timeout_s": grace + GIVING_BACK_SECONDS}
+    dispatcher = serve.deployment(name=DISPATCHER, **upkeep_of_dispatcher)(DispatcherDeployment).bind(replicas, grace)
 
     def build_api() -> ASGIApp:
         logs.configure()
@@ -94,21 +99,20 @@ def build_app(args: AppArgs) -> Application:
             signed_seconds=settings.storage_signed_seconds,
         )
 
-    return serve.deployment(name=GATEWAY, **ending)(serve.ingress(build_api)()).bind(dispatcher)
+    return serve.deployment(name=GATEWAY, **upkeep)(serve.ingress(build_api)()).bind(dispatcher)
 
 
 def _bind_replica(
     model: VideoModel,
     endpoints: Mapping[str, Endpoint],
     painters: Mapping[str, Application],
-    ending: Mapping[str, Any],
+    upkeep: Mapping[str, Any],
 ) -> Application:
     served = {id: endpoint for id, endpoint in endpoints.items() if endpoint.video_endpoint == model.id}
     deployment = serve.deployment(
         name=model.deployment,
         max_ongoing_requests=BATCHES_ON_A_REPLICA,
-        health_check_period_s=HEALTH_SECONDS,
-        **ending,
+        **upkeep,
     )
     return deployment(VideoDeployment).bind(
         model, served, {id: painter for id, painter in painters.items() if id in served}

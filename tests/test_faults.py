@@ -56,6 +56,7 @@ def is_completed(now: dict[str, object]) -> bool:
 
 @pytest.mark.parametrize("victim", ["ServeReplica:svd-serve:fal-ai--svd", "ServeReplica:svd-serve:Dispatcher"])
 def test_request_survives_the_death_of_whoever_works_on_it(server: Server, victim: str) -> None:
+    """F1 and F4."""
     request_id = submit(server)
     before = wait(server, request_id, is_running_steps)
     process_of(server, victim).kill()
@@ -66,6 +67,17 @@ def test_request_survives_the_death_of_whoever_works_on_it(server: Server, victi
     first, second = [call(server, "GET", f"/queue/fal-ai/svd/requests/{request_id}").json() for _ in range(2)]
     assert first == second
     assert httpx.get(first["image"]["url"]).status_code == 200
+
+
+def test_replica_that_is_told_to_end_ends_its_work_first(server: Server) -> None:
+    """F22: SIGTERM to the process alone. It answers nothing any more, and Serve puts another in its place."""
+    running, *waiting = [submit(server, steps=20), *(submit(server, steps=2) for _ in range(3))]
+    wait(server, running, is_running_steps)
+    process_of(server, "ServeReplica:svd-serve:fal-ai--svd").terminate()
+    for each in (running, *waiting):
+        now = wait(server, each, is_completed)
+        assert "error" not in now
+        assert now["gateway_request_id"] == each, "it was run twice"
 
 
 def test_accepted_requests_survive_a_killed_server(tmp_path: Path) -> None:
