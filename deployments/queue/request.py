@@ -20,6 +20,10 @@ MAX_ATTEMPTS = 10
 MAX_CRASHES_ALONE = 3
 """A request under which a replica's process died runs alone from then on; if it dies so often again, that was it."""
 
+MAX_UNBEGUN = 1000
+"""How often a request may come back without having begun. From then on it counts as an attempt: what never begins, for
+whatever reason, ends some time, and the number of an attempt stays one that any column and any arithmetic can hold."""
+
 
 class RequestStatus(StrEnum):
     """Where a request is. Failure and cancellation are outcomes of COMPLETED, as on fal."""

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import ColumnElement, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, false, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -34,6 +34,7 @@ from deployments.queue.outbox import add_webhook, make_due
 from deployments.queue.request import (
     MAX_ATTEMPTS,
     MAX_CRASHES_ALONE,
+    MAX_UNBEGUN,
     Cancelled,
     InferenceRequest,
     LogLine,
@@ -46,6 +47,9 @@ from deployments.queue.turns import Lane, in_progress, in_queue
 
 CLAIM_LOCK = 0x5BD5C1A1
 """Any number, as long as nobody else's lock has it."""
+
+PAGE = 500
+"""How many requests one transaction puts back or ends where there may be any number of them."""
 
 _columns = requests.c
 _in_queue = in_queue()
@@ -286,17 +290,30 @@ class RequestStore:
             retry_seconds: How long the next attempt waits.
         """
         async with self.database.transaction() as connection:
-            mine = _fence(attempt, owner)
-            if crashed:
-                await connection.execute(update(requests).where(mine).values(crashes=_columns.crashes + 1))
-            return bool(await _requeue(connection, mine, reason, retry_seconds))
+            mine = await _lock(connection, _fence(attempt, owner))
+            if crashed and mine:
+                died = update(requests).where(_columns.id.in_(mine)).values(crashes=_columns.crashes + 1)
+                await connection.execute(died)
+            await _requeue(connection, mine, reason, retry_seconds)
+        return bool(mine)
 
     @uninterrupted
-    async def put_back(self, attempts: Collection[Attempt], owner: str, reason: str) -> None:
-        """Let these attempts, which no replica has begun, go back as if they had never been claimed."""
+    async def put_back(
+        self, attempts: Collection[Attempt], owner: str, reason: str, retry_seconds: float = 0.0
+    ) -> None:
+        """Let these attempts, which no replica has begun, go back as if they had never been claimed.
+
+        What has come back so MAX_UNBEGUN times comes back as a lost attempt from then on.
+
+        Args:
+            attempts: Those of them that are still this owner's go back.
+            owner: Whose they were.
+            reason: For the requests' logs.
+            retry_seconds: How long the next attempts wait.
+        """
         async with self.database.transaction() as connection:
-            for attempt in attempts:
-                await _put_back(connection, _fence(attempt, owner), reason)
+            mine = await _lock(connection, or_(false(), *(_fence(attempt, owner) for attempt in attempts)))
+            await _put_back(connection, mine, reason, retry_seconds)
 
     @uninterrupted
     async def abandoned(self, attempts: Mapping[str, int]) -> set[str]:
@@ -342,29 +359,56 @@ class RequestStore:
 
         What had not begun (``unbegun``, request ids) goes back as if it had never been claimed.
         """
-        mine = and_(_in_progress, _columns.owner == owner)
-        async with self.database.transaction() as connection:
-            await connection.execute(delete(dispatchers).where(dispatchers.c.owner == owner))
-            await _put_back(connection, and_(mine, _columns.id.in_(list(unbegun))), "the dispatcher stopped")
-            await _requeue(connection, mine, "the dispatcher stopped")
+        while await self._give_back_page(owner, unbegun):
+            pass
 
-    @uninterrupted
+    async def _give_back_page(self, owner: str, unbegun: Collection[str]) -> bool:
+        """Give back some, or where nothing is held, the lease: others would blame it for what had not begun."""
+        async with self.database.transaction() as connection:
+            held = await _lock(connection, and_(_in_progress, _columns.owner == owner), limit=PAGE)
+            await _put_back(connection, [id for id in held if id in unbegun], "the dispatcher stopped")
+            await _requeue(connection, [id for id in held if id not in unbegun], "the dispatcher stopped")
+            if not held:
+                await connection.execute(delete(dispatchers).where(dispatchers.c.owner == owner))
+        return bool(held)
+
     async def sweep(self, owner: str, held: Collection[str], lease_seconds: float) -> None:
-        """Requeue what nobody holds, and end what did not start in its caller's time.
+        """Put back what nobody holds, and then end what did not start in its caller's time.
 
         Nobody holds what an expired dispatcher claimed, nor what the living ``owner`` does not know of after a lease:
-        the answer to its claim was lost on the way.
+        the answer to its claim was lost on the way, and so nothing has begun.
+
+        A page is a transaction of its own. The next sweep goes on where there is more than a fifth of a lease's work.
         """
+        give_up = time.monotonic() + lease_seconds / 5
+        while await self._recover_page(owner, held, lease_seconds) and time.monotonic() < give_up:
+            pass
+        while await self._end_unstarted_page() and time.monotonic() < give_up:
+            pass
+
+    @uninterrupted
+    async def _recover_page(self, owner: str, held: Collection[str], lease_seconds: float) -> bool:
         alive = select(dispatchers.c.owner).where(dispatchers.c.lease_until > now())
-        forgotten = and_(
-            _columns.owner == owner, _columns.id.not_in(list(held)), _columns.started_at < now() - lease_seconds
-        )
-        orphaned = and_(_in_progress, or_(_columns.owner.not_in(alive), forgotten))
+        orphaned = and_(_in_progress, _columns.owner.not_in(alive))
+        mine = and_(_in_progress, _columns.owner == owner, _columns.id.not_in(list(held)))
+        forgotten = and_(mine, _columns.started_at < now() - lease_seconds)
+        async with self.database.transaction() as connection:
+            orphans = await _lock(connection, orphaned, limit=PAGE, skip_locked=True)
+            await _requeue(connection, orphans, "the dispatcher lost hold of it")
+            await connection.execute(delete(dispatchers).where(dispatchers.c.lease_until <= now()))
+            unknown = await _lock(connection, forgotten, limit=PAGE, skip_locked=True)
+            await _put_back(connection, unknown, "the dispatcher was not told of its claim")
+        return bool(orphans or unknown)
+
+    @uninterrupted
+    async def _end_unstarted_page(self) -> bool:
+        outcome = Outcome.of(StartTimeout("The request did not start in time").failure())
         unstarted = and_(_in_queue, _columns.start_deadline <= now())
         async with self.database.transaction() as connection:
-            await _requeue(connection, orphaned, "the dispatcher lost hold of it")
-            await connection.execute(delete(dispatchers).where(dispatchers.c.lease_until <= now()))
-            await _end(connection, unstarted, Outcome.of(StartTimeout("The request did not start in time").failure()))
+            late = await _lock(connection, unstarted, limit=PAGE, skip_locked=True)
+            if late:
+                await _end(connection, _columns.id.in_(late), outcome)
+        return bool(late)
 
 
 def _row_of(new: NewRequest) -> dict[str, Any]:
@@ -420,32 +464,56 @@ async def _register(connection: AsyncConnection, request_ids: Sequence[str], mad
             await insert_file(connection, file, row.key_id, lifecycle, row.id)
 
 
-async def _requeue(
-    connection: AsyncConnection, condition: ColumnElement[bool], reason: str, retry_seconds: float = 0.0
+async def _lock(
+    connection: AsyncConnection, condition: ColumnElement[bool], *, limit: int | None = None, skip_locked: bool = False
 ) -> list[str]:
-    """Put lost attempts back in the queue, but for those that must end; answer the ids of all."""
+    """The ids of requests that meet a condition, and that nobody else changes before our commit.
+
+    Where several statements decide about the same requests, each would else see another state of them.
+    """
+    query = select(_columns.id).where(condition).limit(limit)
+    found = await connection.execute(query.with_for_update(key_share=True, skip_locked=skip_locked))
+    return list(found.scalars())
+
+
+async def _requeue(
+    connection: AsyncConnection, request_ids: Sequence[str], reason: str, retry_seconds: float = 0.0
+) -> None:
+    """Put lost attempts, which are locked, back in the queue, but for those that must end."""
+    if not request_ids:
+        return
+    left = and_(_columns.id.in_(request_ids), _in_progress)
     killer = RunnerServerError("The model's process died each time that it ran this request").failure()
     lost = RunnerDisconnected(f"The attempt was lost: {reason}").failure()
     spent = or_(_columns.no_retry, _columns.attempt - _columns.unbegun >= MAX_ATTEMPTS)
-    ended = await _end(connection, and_(condition, _columns.cancel_requested), _cancelled())
-    ended += await _end(connection, and_(condition, _columns.crashes > MAX_CRASHES_ALONE), Outcome.of(killer))
-    ended += await _end(connection, and_(condition, spent), Outcome.of(lost))
-    not_before = now() + retry_seconds if retry_seconds else None
-    back = await _wait_again(connection, condition, not_before=not_before)
+    await _end(connection, and_(left, _columns.cancel_requested), _cancelled())
+    await _end(connection, and_(left, _columns.crashes > MAX_CRASHES_ALONE), Outcome.of(killer))
+    await _end(connection, and_(left, spent), Outcome.of(lost))
+    back = await _wait_again(connection, left, retry_seconds)
     message = f"{RunnerDisconnected.type}: {reason}; retrying"
     await _log(connection, [LogLine(request_id, message, time.time(), "WARN") for request_id in back])
-    return ended + back
 
 
-async def _put_back(connection: AsyncConnection, condition: ColumnElement[bool], reason: str) -> None:
-    """Put attempts back in the queue that have not begun: no blame, and none of the ten is spent."""
-    await _end(connection, and_(condition, _columns.cancel_requested), _cancelled())
-    back = await _wait_again(connection, condition, unbegun=_columns.unbegun + 1)
+async def _put_back(
+    connection: AsyncConnection, request_ids: Sequence[str], reason: str, retry_seconds: float = 0.0
+) -> None:
+    """Put attempts, which are locked, back in the queue that have not begun: no blame, and none of the ten is spent."""
+    if not request_ids:
+        return
+    left = and_(_columns.id.in_(request_ids), _in_progress)
+    await _end(connection, and_(left, _columns.cancel_requested), _cancelled())
+    too_often = await _lock(connection, and_(left, _columns.unbegun >= MAX_UNBEGUN))
+    await _requeue(connection, too_often, reason, retry_seconds)
+    back = await _wait_again(connection, left, retry_seconds, unbegun=_columns.unbegun + 1)
     await _log(connection, [LogLine(id, f"{reason}; waiting again", time.time()) for id in back])
 
 
-async def _wait_again(connection: AsyncConnection, condition: ColumnElement[bool], **values: Any) -> list[str]:
-    back = update(requests).where(condition).values(status=RequestStatus.IN_QUEUE, owner=None, **values)
+async def _wait_again(
+    connection: AsyncConnection, condition: ColumnElement[bool], retry_seconds: float, **values: Any
+) -> list[str]:
+    not_before = now() + retry_seconds if retry_seconds else None
+    values |= {"status": RequestStatus.IN_QUEUE, "owner": None, "not_before": not_before}
+    back = update(requests).where(condition).values(values)
     return list((await connection.execute(back.returning(_columns.id))).scalars())
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import select, update
 
 from deployments.models.messages import Attempt
 from deployments.queue import turns as turns_of
-from deployments.queue.request import MAX_ATTEMPTS, InferenceRequest, Priority, RequestStatus
+from deployments.queue.request import MAX_ATTEMPTS, MAX_UNBEGUN, InferenceRequest, Priority, RequestStatus
 from deployments.queue.store import BatchLimits, Outcome, RequestStore
 from deployments.queue.tables import now, request_io, requests, turns
 from deployments.queue.watch import Positions
@@ -322,6 +322,26 @@ async def test_attempts_that_had_not_begun_are_none_of_the_ten(store: RequestSto
     ended = await row(store, request_id)
     assert (ended.error_type, ended.attempt) == ("runner_disconnected", 2 * MAX_ATTEMPTS + 2)
     assert not await store.complete(attempt, "a", DONE)
+
+
+async def test_what_comes_back_before_it_began_may_have_to_wait(store: RequestStore) -> None:
+    await submit(store, 1)
+    await store.put_back(await store.claim(MODEL, "a", ONE), "a", "the replica was lost", retry_seconds=60)
+    assert await claim(store) == []
+
+
+async def test_what_never_begins_ends_some_time(store: RequestStore) -> None:
+    """Before the number of its attempt is more than its column, or a power of two, can hold."""
+    (request_id,) = await submit(store, 1)
+    often = update(requests).values(attempt=MAX_UNBEGUN, unbegun=MAX_UNBEGUN)
+    async with store.database.transaction() as connection:
+        await connection.execute(often)
+    for _ in range(MAX_ATTEMPTS):
+        assert (await row(store, request_id)).status == RequestStatus.IN_QUEUE
+        await store.put_back(await store.claim(MODEL, "a", ONE), "a", "the replica was lost")
+    ended = await row(store, request_id)
+    assert (ended.error_type, ended.attempt) == ("runner_disconnected", MAX_UNBEGUN + MAX_ATTEMPTS)
+    assert 2.0**ended.attempt < float("inf")
 
 
 async def test_only_its_owner_puts_an_attempt_back(store: RequestStore) -> None:

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import event, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from deployments.errors import InvalidInput, RunnerServerError, Unavailable
+from deployments.errors import InvalidInput, RunnerServerError, StartTimeout, Unavailable
 from deployments.models.messages import Attempt
+from deployments.queue import store as store_module
 from deployments.queue.request import MAX_ATTEMPTS, Cancelled, LogLine, Priority, RequestStatus
-from deployments.queue.store import BatchLimits, Outcome, RequestStore
-from deployments.queue.tables import dispatchers, now
+from deployments.queue.store import PAGE, BatchLimits, Outcome, RequestStore
+from deployments.queue.tables import dispatchers, now, request_io, requests
 from tests.queue.conftest import MODEL, new_request
 
 ONE = BatchLimits()
@@ -214,6 +218,129 @@ async def test_sweep_requeues_what_its_owner_does_not_know_of_after_a_lease(stor
     assert await store.waiting(MODEL) == []
     await store.sweep("a", {known.id}, lease_seconds=-1)
     assert await store.waiting(MODEL) == [(forgotten.priority, forgotten.seq)]
+
+
+async def test_what_its_owner_was_never_told_of_goes_back_without_blame(store: RequestStore) -> None:
+    """No replica has begun it: it is none of the ten, and no reason to end what is not to be run again."""
+    request = await store.submit(new_request(no_retry=True))
+    await claim_one(store, "a")
+    await store.sweep("a", (), lease_seconds=-1)
+    assert await store.waiting(MODEL) == [(request.priority, request.seq)]
+
+
+async def crowd(store: RequestStore, count: int, **values: Any) -> None:
+    """So many requests of a state."""
+    new = [new_request() for _ in range(count)]
+    names = ("id", "endpoint", "model", "key_id", "priority", "batch_key", "pixel_frames", "no_retry")
+    state = {"status": RequestStatus.IN_QUEUE, "attempt": 0, "cancel_requested": False, "created_at": 0.0} | values
+    async with store.database.transaction() as connection:
+        await connection.execute(
+            insert(requests), [{name: getattr(each, name) for name in names} | state for each in new]
+        )
+        await connection.execute(insert(request_io), [{"request_id": each.id, "input": "{}"} for each in new])
+
+
+async def count(store: RequestStore, **values: Any) -> int:
+    async with store.database.read() as connection:
+        query = select(func.count()).select_from(requests).filter_by(**values)
+        return (await connection.execute(query)).scalar_one()
+
+
+@contextlib.contextmanager
+def recorded(store: RequestStore) -> Iterator[list[int]]:
+    """The number of parameters of each statement meanwhile."""
+    engine, sizes = store.database._engine.sync_engine, list[int]()
+
+    def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
+        sizes.append(max(map(len, parameters), default=0) if executemany else len(parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    yield sizes
+    event.remove(engine, "before_cursor_execute", note)
+
+
+async def test_a_sweep_of_any_number_of_requests_goes_by_pages(store: RequestStore) -> None:
+    """In one statement they would be more than its time or its parameters allow, at each sweep again."""
+    late, orphans, rest = 2 * PAGE + 1, PAGE + 1, 3
+    await crowd(store, late, start_deadline=1.0)
+    await crowd(store, rest)
+    await crowd(store, orphans, status=RequestStatus.IN_PROGRESS, owner="dead", attempt=1, started_at=1.0)
+    await store.heartbeat("a", 10)
+    with recorded(store) as sizes:
+        await store.sweep("a", (), 100)
+    assert PAGE <= max(sizes) < PAGE + 20
+    assert await count(store, error_type="startup_timeout") == late
+    assert await count(store, status=RequestStatus.IN_QUEUE) == orphans + rest
+
+
+async def test_a_sweep_does_not_go_on_for_so_long_that_its_lease_lapses(
+    store: RequestStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "PAGE", 2)
+    await crowd(store, 5, start_deadline=1.0)
+    for left in (3, 1, 0):
+        await store.sweep("a", (), lease_seconds=0)
+        assert await count(store, status=RequestStatus.IN_QUEUE) == left
+
+
+async def test_what_a_dead_dispatcher_held_is_put_back_whatever_becomes_of_what_is_late(
+    store: RequestStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = await store.submit(new_request())
+    await claim_one(store, "dead")
+    await expire_lease(store, "dead")
+    await crowd(store, 1, start_deadline=1.0)
+
+    def fail(message: str) -> StartTimeout:
+        raise Unavailable("it takes too long")
+
+    monkeypatch.setattr(store_module, "StartTimeout", fail)
+    with pytest.raises(Unavailable):
+        await store.sweep("a", (), 10)
+    back = await store.get(request.id)
+    assert back and back.status == RequestStatus.IN_QUEUE
+    async with store.database.read() as connection:
+        assert (await connection.execute(select(dispatchers))).all() == []
+
+
+async def test_any_number_of_requests_is_given_back_by_pages(store: RequestStore) -> None:
+    await crowd(store, PAGE + 1, status=RequestStatus.IN_PROGRESS, owner="a", attempt=1, started_at=1.0)
+    with recorded(store) as sizes:
+        await store.give_back("a")
+    assert PAGE <= max(sizes) < PAGE + 20
+    assert await count(store, status=RequestStatus.IN_QUEUE) == PAGE + 1
+
+
+@pytest.mark.parametrize("way", ["lose", "put_back", "sweep", "give_back"])
+async def test_a_cancel_in_the_midst_of_putting_back_is_not_overlooked(
+    store: RequestStore, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """It is made after the look for cancelled ones: flagged then, it would wait in the queue as if nothing were."""
+    request = await store.submit(new_request())
+    attempt = await claim_one(store, "a")
+    end, cancelling = store_module._end, list[asyncio.Task[Cancelled]]()
+
+    async def end_and_cancel(*arguments: Any) -> list[str]:
+        ended = await end(*arguments)
+        if not cancelling:
+            cancelling.append(asyncio.create_task(store.cancel(request.id)))
+            await asyncio.wait(cancelling, timeout=0.3)
+        return ended
+
+    monkeypatch.setattr(store_module, "_end", end_and_cancel)
+    match way:
+        case "lose":
+            assert await store.lose(attempt, "a", "gone")
+        case "put_back":
+            await store.put_back([attempt], "a", "gone")
+        case "sweep":
+            await expire_lease(store, "a")
+            await store.sweep("b", (), 10)
+        case "give_back":
+            await store.give_back("a")
+    assert await asyncio.gather(*cancelling) == [Cancelled.REQUESTED]
+    ended = await store.get(request.id)
+    assert ended and ended.error_type == "client_cancelled"
 
 
 async def test_heartbeat_keeps_a_lease_through_a_sweep(store: RequestStore) -> None:
