@@ -132,7 +132,7 @@ class Database:
             Unavailable: The database cannot be written.
         """
         with _away_is("The request store cannot be written at the moment"):
-            async with self._in_use(), self._in_time(), self._in_line, self._engine.begin() as connection:
+            async with self._in_use(), self._in_time(), self._turn(), self._engine.begin() as connection:
                 yield connection
 
     @asynccontextmanager
@@ -145,6 +145,16 @@ class Database:
         with _away_is("The request store cannot be read at the moment"):
             async with self._in_use(), self._in_time(), self._reader.connect() as connection:
                 yield connection
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """A place among the writers. Who is at the head may wait for another process: not all, one after the other."""
+        async with asyncio.timeout(SQLITE_BUSY_SECONDS):
+            await self._in_line.acquire()
+        try:
+            yield
+        finally:
+            self._in_line.release()
 
     def _in_time(self) -> asyncio.Timeout:
         """SQLite waits for nobody but its other writers, and that it limits by itself."""

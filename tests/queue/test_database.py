@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
@@ -55,6 +56,21 @@ async def test_many_writers_of_a_process_get_their_turn_in_sqlite(tmp_path: Path
 
     await asyncio.gather(*(write(number) for number in range(40)))
     assert ended == list(range(40))
+    await store.close()
+
+
+async def test_writers_of_a_process_do_not_wait_one_after_the_other_for_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "SQLITE_BUSY_SECONDS", 0.5)
+    store = await RequestStore.open(f"sqlite+aiosqlite:///{tmp_path}/queue.db")
+    with contextlib.closing(sqlite3.connect(tmp_path / "queue.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        answers = await asyncio.gather(*(answered(store.submit(new_request())) for _ in range(8)))
+        assert not any(succeeded for succeeded, _ in answers)
+        assert max(seconds for _, seconds in answers) < 2.5  # one's turn in the line, and one's wait at its head
+        other.execute("ROLLBACK")
+    assert (await answered(store.submit(new_request())))[0]
     await store.close()
 
 
