@@ -42,7 +42,7 @@ from deployments.queue.request import (
     RequestStatus,
     Version,
 )
-from deployments.queue.tables import dispatchers, now, request_io, request_logs, requests
+from deployments.queue.tables import dispatchers, files, now, request_io, request_logs, requests
 from deployments.queue.turns import Lane, in_progress, in_queue
 
 CLAIM_LOCK = 0x5BD5C1A1
@@ -272,9 +272,14 @@ class RequestStore:
 
     @uninterrupted
     async def complete(self, attempt: Attempt, owner: str, outcome: Outcome) -> bool:
-        """Record how an attempt ended. False when the attempt is no longer this owner's: drop its result."""
+        """Record how an attempt ended. False when the attempt is no longer this owner's: drop its result.
+
+        May be called again where the answer was lost: True also where this very result has ended the request already.
+        """
         async with self.database.transaction() as connection:
-            return bool(await _end(connection, _fence(attempt, owner), outcome))
+            if await _end(connection, _fence(attempt, owner), outcome):
+                return True
+            return bool((await connection.execute(select(_ended_so(attempt, outcome)))).scalar())
 
     @uninterrupted
     async def lose(
@@ -429,6 +434,20 @@ def _fence(attempt: Attempt, owner: str) -> ColumnElement[bool]:
     return and_(
         _columns.id == attempt.request_id, _columns.attempt == attempt.number, _columns.owner == owner, _in_progress
     )
+
+
+def _ended_so(attempt: Attempt, outcome: Outcome) -> ColumnElement[bool]:
+    """Whether it is this result that has ended the request: its files are the request's, or its answer the caller's.
+
+    The row cannot say whose result that was: what has ended has no owner. No two attempts make files of one name; by
+    its answer alone a result without files is known, of which nothing is left to drop.
+    """
+    mine = and_(_columns.id == attempt.request_id, _columns.attempt == attempt.number)
+    ended = and_(mine, _columns.status == RequestStatus.COMPLETED, _columns.status_code == outcome.status_code)
+    of_request = and_(files.c.request_id == _columns.id, files.c.key.in_([file.key for file in outcome.files]))
+    same_answer = and_(request_io.c.request_id == _columns.id, request_io.c.output == json.dumps(outcome.body))
+    result = select(files.c.key).where(of_request) if outcome.files else select(request_io.c.output).where(same_answer)
+    return select(_columns.id).where(ended, result.exists()).exists()
 
 
 def _cancelled() -> Outcome:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from sqlalchemy import event, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.errors import InvalidInput, RunnerServerError, StartTimeout, Unavailable
-from deployments.models.messages import Attempt
+from deployments.models.messages import Attempt, StoredFile
 from deployments.queue import store as store_module
 from deployments.queue.request import MAX_ATTEMPTS, Cancelled, LogLine, Priority, RequestStatus
 from deployments.queue.store import PAGE, BatchLimits, Outcome, RequestStore
@@ -126,6 +127,52 @@ async def test_late_result_of_a_replaced_attempt_is_dropped(store: RequestStore)
     assert await store.complete(new, "b", Outcome(200, {"from": "new"}))
     assert not await store.complete(new, "b", Outcome(200, {"from": "again"}))
     assert await store.output(request.id) == {"from": "new"}
+
+
+CLIP = StoredFile("b/one/clip.mp4", "video/mp4", 4)
+RESULTS = [Outcome(200, {"video": {}}, files=(CLIP,)), Outcome.of(RunnerServerError("The model failed").failure())]
+
+
+@pytest.mark.parametrize("outcome", RESULTS, ids=["with a file", "without files"])
+async def test_a_result_whose_commit_was_not_answered_counts_when_it_is_written_again(
+    store: RequestStore, monkeypatch: pytest.MonkeyPatch, outcome: Outcome
+) -> None:
+    """Told that it does not count, a dispatcher would delete the files of a good result."""
+    request = await store.submit(new_request())
+    attempt = await claim_one(store)
+    transaction = store.database.transaction
+
+    @contextlib.asynccontextmanager
+    async def unanswered() -> AsyncIterator[AsyncConnection]:
+        async with transaction() as connection:
+            yield connection
+        raise Unavailable("the answer was lost")
+
+    with monkeypatch.context() as away:
+        away.setattr(store.database, "transaction", unanswered)
+        with pytest.raises(Unavailable):
+            await store.complete(attempt, "a", outcome)
+    ended = await store.get(request.id)
+    assert ended and ended.status_code == outcome.status_code
+    assert await store.complete(attempt, "a", outcome)
+    assert await store.get(request.id) == ended
+
+
+@pytest.mark.parametrize("outcome", RESULTS, ids=["with a file", "without files"])
+async def test_a_result_does_not_count_where_another_has_ended_the_request(
+    store: RequestStore, outcome: Outcome
+) -> None:
+    theirs = replace(outcome, body={"from": "another"}, files=(replace(CLIP, key="b/two/clip.mp4"),))
+    cancelled, replaced = [await store.submit(new_request()) for _ in range(2)]
+    stale = [await claim_one(store, "a"), await claim_one(store, "a")]
+    await store.cancel(cancelled.id)
+    await store.give_back("a")
+    again = await claim_one(store, "b")
+    assert not await store.complete(stale[1], "a", outcome)
+    assert await store.complete(again, "b", theirs)
+    for attempt in [*stale, again]:
+        assert not await store.complete(attempt, "a", outcome)
+    assert await store.output(replaced.id) == theirs.body
 
 
 async def test_lost_attempt_keeps_its_place_and_says_so_in_the_log(store: RequestStore) -> None:
