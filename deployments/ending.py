@@ -10,10 +10,12 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import psutil
+
+from deployments.words import presentable
 
 T = TypeVar("T")
 
@@ -55,10 +57,7 @@ def _within(seconds: float, calls: Sequence[Callable[[], T]]) -> list[T]:
     answers: list[T] = []
 
     def answer(call: Callable[[], T]) -> None:
-        from ray.exceptions import RayError
-        from ray.serve.exceptions import RayServeException
-
-        with contextlib.suppress(RayError, RayServeException):  # a dispatcher that dies: its lease lapses
+        with _told():  # of a dispatcher that dies, the lease lapses
             answers.append(call())
 
     threads = [threading.Thread(target=answer, args=[call], daemon=True) for call in calls]
@@ -68,6 +67,16 @@ def _within(seconds: float, calls: Sequence[Callable[[], T]]) -> list[T]:
     for thread in threads:
         thread.join(max(0.0, give_up - time.monotonic()))
     return answers
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What goes wrong here is told in one line; the end goes on."""
+    try:
+        yield
+    except Exception as error:
+        first_line = str(error).strip().partition("\n")[0]
+        print(f"While stopping: {type(error).__name__}: {presentable(first_line)}", flush=True)
 
 
 def _dispatchers(applications: Sequence[str]) -> list[Any]:
@@ -95,6 +104,7 @@ def _stop_ray() -> None:
     from ray.serve.context import _get_global_client
 
     if ray.is_initialized():
-        if client := _get_global_client(raise_if_no_controller_running=False):
-            client.shutdown(timeout_s=STOP_SECONDS)
+        with _told():  # without Serve, Ray's processes end all the same
+            if client := _get_global_client(raise_if_no_controller_running=False):
+                client.shutdown(timeout_s=STOP_SECONDS)
         ray.shutdown()
