@@ -48,6 +48,9 @@ Paint = Callable[[str], Awaitable["Image.Image"]]
 ASK_SECONDS = 0.2
 """How often a replica asks whether its attempts are still wanted."""
 
+PREPARE_SECONDS = 300.0
+"""How long the picture of an attempt may take, painted or fetched."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -122,7 +125,7 @@ class VideoReplica:
         abandoned: set[str] = set()
         asking = asyncio.create_task(self._ask(attempts, abandoned))
         try:
-            prepared = await asyncio.gather(*(self._prepare(attempt, emit) for attempt in attempts))
+            prepared = await asyncio.gather(*(self._prepare(attempt, abandoned, emit) for attempt in attempts))
             ready = sorted(filter(None, prepared), key=_batch_key)
             for _, group in itertools.groupby(ready, key=_batch_key):
                 await self._animate(list(group), abandoned, emit, began)
@@ -137,19 +140,30 @@ class VideoReplica:
             with contextlib.suppress(RayError, RayServeException):  # nobody to ask just now: go on with the work
                 abandoned |= await self._find_abandoned(numbers)
 
-    async def _prepare(self, attempt: Attempt, emit: Emit) -> Prepared | None:
+    async def _prepare(self, attempt: Attempt, abandoned: set[str], emit: Emit) -> Prepared | None:
+        """An attempt that is ready for the device; None for one that has ended."""
         with logs.request_context(attempt.request_id):
+            preparing = asyncio.create_task(self._open(attempt, emit))
             try:
-                endpoint = self._endpoints[attempt.endpoint]
-                input = endpoint.Input.model_validate_json(attempt.input)
-                plan = endpoint.plan(input)
-                clip = await self._clip(endpoint, input, plan, attempt)
-                show = functools.partial(self._show, attempt.request_id, plan.steps, emit, asyncio.get_running_loop())
-                clip = replace(clip, previews=attempt.previews, show=show)
-                return Prepared(attempt, endpoint, input, plan, clip)
+                await _wait(preparing, PREPARE_SECONDS, lambda: attempt.request_id not in abandoned)
+                if preparing.done():
+                    return await preparing
+                if attempt.request_id not in abandoned:
+                    raise RunnerDisconnected("The picture was not there in time")
+                emit(Dropped(attempt.request_id))
             except Exception as error:
                 emit(_failed(attempt, error))
-                return None
+            finally:
+                preparing.cancel()
+            return None
+
+    async def _open(self, attempt: Attempt, emit: Emit) -> Prepared:
+        endpoint = self._endpoints[attempt.endpoint]
+        input = endpoint.Input.model_validate_json(attempt.input)
+        plan = endpoint.plan(input)
+        clip = await self._clip(endpoint, input, plan, attempt)
+        show = functools.partial(self._show, attempt.request_id, plan.steps, emit, asyncio.get_running_loop())
+        return Prepared(attempt, endpoint, input, plan, replace(clip, previews=attempt.previews, show=show))
 
     async def _clip(self, endpoint: Endpoint, input: VideoInput, plan: Plan, attempt: Attempt) -> Clip:
         if isinstance(input, ImageToVideoInput):
@@ -200,6 +214,8 @@ class VideoReplica:
                 file, stored = await self._store("clip.mp4", lambda path: encode_mp4(frames, member.fps, path))
                 output = {member.endpoint.result_key: file.model_dump(), "seed": member.input.seed}
                 emit(Finished(request_id, output, time.monotonic() - began, gpu_seconds, (stored,)))
+            except StorageUnavailable as error:
+                emit(replace(_failed(member.attempt, error), unstored=True))
             except Exception as error:
                 emit(_failed(member.attempt, error))
 
@@ -247,6 +263,13 @@ class PictureReplica:
         """The picture for a checked input (JSON), at the clip's size."""
         parsed = TextToVideoInput.model_validate_json(input)
         return await self._device.run(lambda: self._endpoint.paint(parsed))
+
+
+async def _wait(work: asyncio.Task[Any], seconds: float, is_wanted: Callable[[], bool]) -> None:
+    """Return when the work has ended, nobody wants it any more, or the time is over."""
+    give_up = time.monotonic() + seconds
+    while not work.done() and is_wanted() and (left := give_up - time.monotonic()) > 0:
+        await asyncio.wait([work], timeout=min(ASK_SECONDS, left))
 
 
 def _batch_key(prepared: Prepared) -> tuple[Any, ...]:

@@ -91,10 +91,17 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The attempt failed; ``failure.retryable`` says whether another may succeed."""
+    """The attempt failed.
+
+    Attributes:
+        request_id: Whose.
+        failure: Why; ``failure.retryable`` says whether another attempt may succeed.
+        unstored: Whether there was a clip, for which the file storage had no room or was away.
+    """
 
     request_id: str
     failure: Failure
+    unstored: bool = False
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from deployments.models.fast_svd_lcm import FastSVDLCM, FastSVDLCMInput
 from deployments.models.messages import Attempt, Begun, Dropped, Event, Failed, Finished, Progress
 from deployments.models.svd import SVD
 from deployments.models.text_to_video import TextToVideo, TextToVideoConfig, TextToVideoInput
-from deployments.storage import File, FileStorage
+from deployments.storage import File, FileStorage, Stat
 from tests.conftest import need
 from tests.inference.conftest import URL, image_bytes
 
@@ -507,6 +507,42 @@ async def test_a_caller_who_leaves_before_the_first_step_costs_no_step(
     assert model.steps_taken == 0
 
 
+async def test_a_caller_who_leaves_while_a_picture_is_painted_is_dropped_at_once(
+    model: DrawnModel, storage: FileStorage, callers: Callers
+) -> None:
+    ended = asyncio.Event()
+
+    async def paint(input: str) -> Image.Image:
+        callers.gone.add("a")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError
+
+    events = await run(make_replica(model, storage, callers, paint), attempt("a", TEXT, prompt="x"), attempt("b"))
+
+    assert kinds(events) == {"a": "Dropped", "b": "Finished"}
+    assert ended.is_set()
+
+
+async def test_a_picture_that_does_not_come_fails_its_attempt_alone(
+    model: DrawnModel, storage: FileStorage, callers: Callers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica_module, "PREPARE_SECONDS", 0.5)
+
+    async def paint(input: str) -> Image.Image:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    events = await run(make_replica(model, storage, callers, paint), attempt("a", TEXT, prompt="x"), attempt("b"))
+
+    failed = ends(events)["a"]
+    assert isinstance(failed, Failed)
+    assert (failed.failure.type, failed.failure.retryable, failed.unstored) == ("runner_disconnected", True, False)
+    assert kinds(events)["b"] == "Finished"
+
+
 async def test_closing_the_generator_stops_the_work(replica: VideoReplica, model: DrawnModel) -> None:
     gate = Gate(at=2)
     after_gate = asyncio.Event()
@@ -788,4 +824,18 @@ async def test_a_storage_that_is_away_fails_the_attempt_and_not_the_request(
 
     [failed] = ends(events).values()
     assert isinstance(failed, Failed)
-    assert failed.failure.retryable
+    assert failed.failure.retryable and failed.unstored
+
+
+async def test_a_storage_that_is_away_when_an_input_is_fetched_is_told_apart(
+    model: DrawnModel, storage: FileStorage, callers: Callers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(key: str) -> Stat:
+        raise StorageUnavailable("The file storage cannot be reached")
+
+    monkeypatch.setattr(storage, "stat", away)
+    picture = storage.url_of("b/0/picture.png")
+    [failed] = ends(await run(make_replica(model, storage, callers), attempt("a", image_url=picture))).values()
+
+    assert isinstance(failed, Failed)
+    assert failed.failure.retryable and not failed.unstored
