@@ -20,12 +20,16 @@ from pathlib import Path
 
 from loadtest.chaos import campaign
 from loadtest.chaos.campaign import Options
+from loadtest.chaos.history import Limits
 from loadtest.chaos.hold import hold
 from loadtest.chaos.nemesis import FAULTS, ISOLATED, plan
 from loadtest.postgres import programs
 
 SHORT_REQUESTS, SHORT_SECONDS, SHORT_DRAIN = 2000, 75.0, 45.0
 LONG_DRAIN = 180.0
+
+OWN_PROGRAMS = ("unshare", "ip", "mount")
+"""What a campaign needs for a network and disks of its own; Debian has ``ip`` in iproute2."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,16 +70,24 @@ def _campaign(options: argparse.Namespace, folder: Path) -> bool:
     print("plan: " + ", ".join(f"{each.fault} at {each.second:.0f} s" for each in planned), flush=True)
     requests = options.requests or (SHORT_REQUESTS if not options.minutes else 10**9)
     drain = LONG_DRAIN if options.minutes else SHORT_DRAIN
-    return asyncio.run(campaign.run(Options(options.seed, requests, seconds, drain), planned, folder))
+    frozen = "F19" in {each.fault for each in planned}  # another dispatcher must be there to take what it held
+    limits = Limits(claimers=2 if frozen else 1)
+    chosen = Options(options.seed, requests, seconds, drain, limits=limits, keep=bool(options.evidence))
+    return asyncio.run(campaign.run(chosen, planned, folder))
 
 
 def _isolate(options: argparse.Namespace) -> None:
-    """Go on in a network and with mounts of its own, where that is allowed: nothing outside is touched."""
-    own = ["unshare", "--mount", "--net", "--propagation", "private", "--"]
-    if os.environ.get(ISOLATED) or subprocess.run([*own, "true"], capture_output=True, check=False).returncode:
+    """Go on with a network, mounts and processes of its own, where that is allowed: nothing outside is touched.
+
+    Its processes end with it, however it ends: the shell is the first of them, and no process outlives the first.
+    """
+    if os.environ.get(ISOLATED) or not all(map(shutil.which, OWN_PROGRAMS)):
+        return
+    own = ["unshare", "--mount", "--net", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*own, "ip", "link", "set", "lo", "up"], capture_output=True, check=False).returncode:
         return
     again = [sys.executable, "-m", "loadtest.chaos", *sys.argv[1:], "--seed", str(options.seed)]
-    script = 'ip link set lo up && exec "$@"'
+    script = 'ip link set lo up; "$@"; exit $?'  # the shell stays: it buries what has lost its parents
     os.environ[ISOLATED] = "1"
     os.execvp(own[0], [*own, "sh", "-c", script, "sh", *again])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,16 @@ from loadtest.chaos.report import report
 from loadtest.chaos.service import Service
 
 READY_SECONDS = 120.0
+UNUSABLE = (
+    OSError,
+    RuntimeError,
+    httpx.HTTPError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    subprocess.SubprocessError,
+)
+"""What goes wrong before there is anything to judge."""
+
 STORE_AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
 
 
@@ -43,6 +54,8 @@ class Options:
         window: Requests that a client has open at once.
         replicas: Processes that hold the model.
         batch_seconds: How long a batch takes.
+        limits: The batches' size, and how many dispatchers claim.
+        keep: Whether disks are copied out though nothing was violated.
     """
 
     seed: int
@@ -54,6 +67,7 @@ class Options:
     replicas: int = 2
     batch_seconds: float = 0.3
     limits: Limits = field(default_factory=Limits)
+    keep: bool = False
 
 
 async def run(options: Options, planned: Sequence[Planned], folder: Path) -> bool:
@@ -64,31 +78,45 @@ async def run(options: Options, planned: Sequence[Planned], folder: Path) -> boo
     service = Service(
         folder, receiver.port, replicas=options.replicas, limits=options.limits, seconds=options.batch_seconds
     )
+    kept = False
     try:
-        await service.prepare()
-        service.start()
-        if not await service.until_ready(READY_SECONDS):
-            print("the service did not start: see", service.log)
-            return False
-        left_out = await _load(options, planned, service, receiver, journals)
-        await _drain(service, options.drain_seconds)
-        history = await collect(service, journals)
+        kept = await _judge(options, planned, service, receiver, journals)
+    except UNUSABLE as error:
+        print(f"the campaign could not be run: {type(error).__name__} {error}", flush=True)
     finally:
-        await asyncio.to_thread(service.close)
+        await asyncio.to_thread(service.close, options.keep or not kept)
         receiver.close()
+    return kept
+
+
+async def _judge(
+    options: Options, planned: Sequence[Planned], service: Service, receiver: Receiver, journals: Path
+) -> bool:
+    await service.prepare()
+    service.start()
+    if not await service.until_ready(READY_SECONDS):
+        print("the service did not start: see", service.log)
+        return False
+    nemesis, broken = await _load(options, planned, service, receiver, journals)
+    await _drain(service, options.drain_seconds)
+    history = await collect(service, journals)
     violations = check(history)
     print(report(history, strikes_of(journals), violations), flush=True)
-    for fault, why in left_out.items():
+    for fault, why in nemesis.left_out.items():
         print(f"left out: {fault}, because {why}")
-    kept = not any(violations.values())
-    print("every invariant holds" if kept else "VIOLATED", flush=True)
+    for fault, why in nemesis.failed.items():
+        print(f"could not be brought about: {fault}: {why}")
+    for sentence in broken:
+        print(sentence)
+    kept = not (any(violations.values()) or nemesis.failed or broken)
+    print("every invariant holds" if kept else "VIOLATED" if any(violations.values()) else "NOT JUDGED", flush=True)
     return kept
 
 
 async def _load(
     options: Options, planned: Sequence[Planned], service: Service, receiver: Receiver, journals: Path
-) -> dict[str, str]:
-    """Have clients and nemesis do their work; answer which faults were left out, and why."""
+) -> tuple[Nemesis, list[str]]:
+    """Have clients and nemesis do their work; answer the nemesis, and which clients broke down, in sentences."""
     async with httpx.AsyncClient(trust_env=False) as http:
         receiver.jwks = (await http.get(f"{service.url}/.well-known/jwks.json", timeout=30)).json()
     keys = await make_keys(service.url, service.key, ["alice", "bob"])
@@ -113,8 +141,9 @@ async def _load(
             await asyncio.sleep(max(0.0, began + options.seconds - time.monotonic()))
         finally:
             shared.left, shared.stopping = 0, True
-            await asyncio.gather(*working)
-    return nemesis.left_out
+            ends = await asyncio.gather(*working, return_exceptions=True)
+    errors = {n: end for n, end in enumerate(ends) if end is not None}
+    return nemesis, [f"client-{n} broke down: {type(error).__name__} {error}" for n, error in errors.items()]
 
 
 async def _drain(service: Service, seconds: float) -> None:

@@ -36,6 +36,14 @@ class Key:
 
 
 @dataclass
+class Special:
+    """A value of ``motion_bucket_id`` that the nemesis asks for, and whether the service has acknowledged it."""
+
+    motion: int
+    acknowledged: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass
 class Shared:
     """What the clients have in common.
 
@@ -44,7 +52,7 @@ class Shared:
         webhook: Where it is to tell.
         left: How many requests are still to be submitted.
         window: How many a client has open at once.
-        special: Values of ``motion_bucket_id`` that the next submits are to have.
+        special: What the next submits are to ask for.
         known: Ids by key, for looking at what belongs to others.
     """
 
@@ -52,7 +60,7 @@ class Shared:
     webhook: str
     left: int
     window: int
-    special: deque[int] = field(default_factory=deque)
+    special: deque[Special] = field(default_factory=deque)
     known: dict[str, list[str]] = field(default_factory=dict)
     seeds: int = 0
     stopping: bool = False
@@ -102,10 +110,11 @@ class Client:
 
     async def _submit(self) -> None:
         dice = self._dice
+        special = self._shared.special.popleft() if self._shared.special else None
         self._shared.seeds += 1
         payload = Payload(
             self._shared.seeds,
-            self._motion(),
+            special.motion if special else self._motion(),
             round(dice.random(), 3),
             (dice.randrange(256), dice.randrange(256), dice.randrange(256)),
         )
@@ -116,15 +125,17 @@ class Client:
             headers["x-fal-no-retry"] = "1"
         webhook = {"fal_webhook": self._shared.webhook} if dice.random() < 0.3 else {}
         request_id = await self._submit_until_known(payload, headers, webhook)
+        if special and request_id:
+            special.acknowledged.set()
+        elif special:
+            self._shared.special.appendleft(special)  # it may be there; another one surely will be
         if request_id:
             self._open.append(request_id)
             self._shared.known.setdefault(self._key.id, []).append(request_id)
-            if dice.random() < 0.08:
+            if dice.random() < 0.08 and not special:
                 self._cancel_later(request_id)
 
     def _motion(self) -> int:
-        if self._shared.special:
-            return self._shared.special.popleft()
         chance = self._dice.random()
         return INVALID if chance < 0.02 else FAILS if chance < 0.04 else self._dice.randint(1, LAST_GOOD)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import asyncpg  # type: ignore[import-untyped]
 import httpx
 
 from loadtest.chaos.history import (
+    BILLING,
+    DATABASE,
     Answer,
     History,
     Limits,
@@ -33,11 +37,24 @@ from loadtest.chaos.payload import Payload, decode
 from loadtest.chaos.service import Service
 
 OUTCOMES = ("ok", "fail", "unknown")
+READ_SECONDS = 60.0
+"""For the database, and for the service: either may be dead for good."""
+
+AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, httpx.HTTPError, TimeoutError)
 PAGE = 1000
 
 
 async def collect(service: Service, journals: Path) -> History:
-    """Everything, once nothing moves any more."""
+    """Everything, once nothing moves any more. What cannot be read is named in ``missing``."""
+    missing: dict[str, str] = {}
+    tables: dict[str, Any] = {}
+    billed: list[str] = []
+    with _telling(missing, DATABASE):
+        async with asyncio.timeout(READ_SECONDS):
+            tables = await _tables(service)
+    with _telling(missing, BILLING):
+        async with asyncio.timeout(READ_SECONDS):
+            billed = await _billed(service)
     clients = {path.stem: list(lines(path)) for path in sorted(journals.glob("client-*.jsonl"))}
     everything = [line for journal in clients.values() for line in journal]
     return History(
@@ -52,28 +69,45 @@ async def collect(service: Service, journals: Path) -> History:
             for line in _of(everything, "result")
         ],
         cancelled=frozenset(line["request_id"] for line in _of(everything, "cancel")),
-        rows=await _rows(service),
-        transitions=[Transition(**row) for row in await service.query("SELECT * FROM seen_changes ORDER BY n")],
-        outputs=Counter(row["request_id"] for row in await service.query("SELECT request_id FROM seen_outputs")),
-        webhooks={
-            row["request_id"]: WebhookRow(**row)
-            for row in await service.query("SELECT request_id, state, attempts FROM webhooks")
-        },
         posts=[
             Post(line["at"], line["request_id"], line["status"], line["verified"], line["answered"])
             for line in lines(journals / "receiver.jsonl")
         ],
-        files=await _files(service),
         runs=runs_of(lines(service.engine_journal)),
-        billed=await _billed(service),
+        billed=billed,
+        missing=missing,
         limits=service.limits,
+        **tables,
     )
+
+
+@contextlib.contextmanager
+def _telling(missing: dict[str, str], what: str) -> Iterator[None]:
+    try:
+        yield
+    except AWAY as error:
+        missing[what] = f"{type(error).__name__} {error}".strip()
+
+
+async def _tables(service: Service) -> dict[str, Any]:
+    """What the database has, and the files that belong to its rows."""
+    changes = await service.query("SELECT * FROM seen_changes ORDER BY n")
+    outputs = await service.query("SELECT request_id FROM seen_outputs")
+    webhooks = await service.query("SELECT request_id, state, attempts FROM webhooks")
+    return {
+        "rows": await _rows(service),
+        "transitions": [Transition(**row) for row in changes],
+        "outputs": Counter(row["request_id"] for row in outputs),
+        "webhooks": {row["request_id"]: WebhookRow(**row) for row in webhooks},
+        "files": await _files(service),
+    }
 
 
 def strikes_of(journals: Path) -> list[Strike]:
     """What the nemesis did."""
     return [
-        Strike(line["fault"], line["what"], line["began"], line["at"]) for line in lines(journals / "nemesis.jsonl")
+        Strike(line["fault"], line["what"], line["began"], line["at"])
+        for line in _of(lines(journals / "nemesis.jsonl"), "strike")
     ]
 
 
@@ -143,7 +177,7 @@ async def _files(service: Service) -> list[Stored]:
 
 
 def _stored(key: str, record: asyncpg.Record | None, path: Path | None, digest: int | None) -> Stored:
-    content = path.read_bytes() if path else None
+    content = path.read_bytes() if path and path.exists() else None
     return Stored(
         key,
         record["request_id"] if record else None,

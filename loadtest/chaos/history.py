@@ -13,6 +13,7 @@ from functools import cached_property
 from loadtest.chaos.payload import Payload
 
 IN_QUEUE, IN_PROGRESS, COMPLETED = "IN_QUEUE", "IN_PROGRESS", "COMPLETED"
+DATABASE, BILLING = "the database", "the billing events"
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class History:
-    """All of it."""
+    """All of it; ``missing`` says what could not be read in the end (``DATABASE``, ``BILLING``), and why."""
 
     submits: Sequence[Submit] = ()
     seen: Sequence[Seen] = ()
@@ -200,6 +201,7 @@ class History:
     files: Sequence[Stored] = ()
     runs: Sequence[Run] = ()
     billed: Sequence[str] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = Limits()
 
     @cached_property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -21,7 +22,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from loadtest.chaos.clients import Shared
+from loadtest.chaos.clients import Shared, Special
 from loadtest.chaos.journal import Journal
 from loadtest.chaos.payload import FAILS, HANGS, POISON
 from loadtest.chaos.receiver import Receiver
@@ -48,6 +49,15 @@ SLOW = (
 FAST = "tc qdisc del dev lo root"
 FULL_SECONDS = 6.0
 READY_SECONDS = 120.0
+
+VICTIM_SECONDS = 30.0
+"""What is to be killed may just be coming back from the fault before."""
+
+ASKED_SECONDS = 30.0
+"""Until a client has submitted what the nemesis asks for."""
+
+STRIKE_SECONDS = 300.0
+"""Longer than any fault takes that can be brought about."""
 
 EARLY = ("F10", "F4", "F1")
 LATE = ("F3", "F5", "F8", "F22")
@@ -99,6 +109,7 @@ class Nemesis:
         self._journal = journal
         self._dice = dice
         self.left_out: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
 
     async def run(self, planned: Sequence[Planned]) -> None:
         """Strike by plan. A fault that is late, because the one before took its time, comes at once."""
@@ -108,42 +119,50 @@ class Nemesis:
             await self._strike(each.fault)
 
     async def _strike(self, fault: str) -> None:
+        """Bring a fault about. One that was not, though it can be here, is as bad as one that was not survived."""
         at = time.time()
         try:
-            what = await FAULTS[fault](self)
-        except (LeftOut, psutil.Error) as reason:  # a victim may have gone by itself
+            async with asyncio.timeout(STRIKE_SECONDS):
+                what = await FAULTS[fault](self)
+        except LeftOut as reason:
             self.left_out[fault] = str(reason)
-            return
-        self._journal.write("strike", fault=fault, what=what, began=at)
+        except Exception as error:
+            self.failed[fault] = f"{type(error).__name__} {error}".strip()
+            self._journal.write("could not be brought about", fault=fault, why=self.failed[fault], began=at)
+        else:
+            self._journal.write("strike", fault=fault, what=what, began=at)
 
     # ---------------------------------------------------------------- processes
 
-    def _one_of(self, processes: Sequence[psutil.Process], what: str) -> psutil.Process:
-        if not processes:
-            raise LeftOut(f"there was no {what} at that moment")
+    async def _one_of(self, find: Callable[[], Sequence[psutil.Process]], what: str) -> psutil.Process:
+        give_up = time.monotonic() + VICTIM_SECONDS
+        while not (processes := find()):
+            if time.monotonic() > give_up:
+                raise RuntimeError(f"there was no {what} for {VICTIM_SECONDS:.0f} s")
+            await asyncio.sleep(0.25)
         return self._dice.choice(processes)
 
     async def kill_replica(self) -> str:
         """F1: SIGKILL to a replica while a batch runs."""
-        victim = self._one_of(self._service.replicas(), "replica")
+        victim = await self._one_of(self._service.replicas, "replica")
         victim.kill()
         return f"kill -9 of replica {victim.pid}"
 
     async def kill_proxy(self) -> str:
         """F3: SIGKILL to the HTTP proxy."""
-        victim = self._one_of(self._service.find("ray::ProxyActor"), "proxy")
+        victim = await self._one_of(lambda: self._service.find("ray::ProxyActor"), "proxy")
         victim.kill()
         return f"kill -9 of the proxy {victim.pid}"
 
     async def kill_dispatcher(self) -> str:
         """F4: SIGKILL to a dispatcher."""
-        victim = self._one_of(self._service.dispatchers(), "dispatcher")
+        victim = await self._one_of(self._service.dispatchers, "dispatcher")
         victim.kill()
         return f"kill -9 of dispatcher {victim.pid}"
 
     async def drain_replica(self) -> str:
         """F22: SIGTERM to a replica."""
-        victim = self._one_of(self._service.replicas(), "replica")
+        victim = await self._one_of(self._service.replicas, "replica")
         victim.terminate()
         return f"SIGTERM to replica {victim.pid}"
 
@@ -170,7 +189,7 @@ class Nemesis:
 
     async def kill_gcs(self) -> str:
         """F26: SIGKILL to Ray's head. What is on this machine dies with it, and is started again."""
-        self._one_of(self._service.find("gcs_server"), "GCS").kill()
+        (await self._one_of(lambda: self._service.find("gcs_server"), "GCS")).kill()
         await asyncio.sleep(5)
         await asyncio.to_thread(self._service.kill)
         return await self._start_again("kill -9 of Ray's GCS")
@@ -178,7 +197,7 @@ class Nemesis:
     async def roll(self) -> str:
         """F21: a rolling upgrade: everything is replaced while it works."""
         if not await self._service.deploy():
-            raise LeftOut("Serve did not take the new configuration")
+            raise RuntimeError("Serve did not take the new configuration")
         await asyncio.sleep(OUTAGE_SECONDS)
         ready = await self._service.until_ready(READY_SECONDS)
         return f"a new version was rolled out{'' if ready else ', and did not become ready'}"
@@ -186,13 +205,18 @@ class Nemesis:
     async def lose_node(self) -> str:
         """F18: a node joins, a roll-out puts replicas on it, and its raylet is killed."""
         node = self._service.add_node()
-        await asyncio.sleep(OUTAGE_SECONDS)
-        await self.roll()
-        raylets = [each for each in psutil.Process(node.pid).children(recursive=True) if each.name() == "raylet"]
-        victim = self._one_of(raylets, "second node")
-        lost = len(victim.children())
-        victim.kill()
-        await asyncio.to_thread(self._service.end_node, node)
+
+        def raylets() -> list[psutil.Process]:
+            return [each for each in psutil.Process(node.pid).children(recursive=True) if each.name() == "raylet"]
+
+        try:
+            await asyncio.sleep(OUTAGE_SECONDS)
+            await self.roll()
+            victim = await self._one_of(raylets, "second node")
+            lost = len(victim.children())
+            victim.kill()
+        finally:
+            await asyncio.to_thread(self._service.end_node, node)
         return f"kill -9 of a node's raylet, with {lost} workers"
 
     async def scrape(self) -> str:
@@ -218,13 +242,22 @@ class Nemesis:
 
     async def freeze_dispatcher(self) -> str:
         """F19: a dispatcher that is cut off for longer than its lease, and then goes on as if nothing had happened."""
-        victim = self._one_of(self._service.dispatchers(), "dispatcher")
-        victim.suspend()
+        victim = await self._one_of(self._service.dispatchers, "dispatcher")
+        since = time.time()
         try:
+            victim.suspend()
             await asyncio.sleep(OUTAGE_SECONDS + 4)
         finally:
             victim.resume()
-        return f"dispatcher {victim.pid} stood still for {OUTAGE_SECONDS + 4:.0f} s"
+        lost = await self._lost(since)
+        if not lost:
+            raise LeftOut("the dispatcher that stood still had nothing that another one could take")
+        return f"dispatcher {victim.pid} stood still for {OUTAGE_SECONDS + 4:.0f} s, {lost} attempts were taken from it"
+
+    async def _lost(self, since: float) -> int:
+        """How many attempts were lost since then, on the clock of this machine."""
+        lost = "SELECT count(*) AS lost FROM seen_changes WHERE old = 'IN_PROGRESS' AND new = 'IN_QUEUE' AND at > "
+        return int((await self._service.query(lost + repr(since)))[0]["lost"])
 
     async def poison(self) -> str:
         """F2: a request that kills whatever runs it."""
@@ -239,8 +272,14 @@ class Nemesis:
         return await self._ask_for(FAILS, "a failure")
 
     async def _ask_for(self, motion: int, what: str) -> str:
-        self._shared.special.append(motion)
-        return f"{what} was asked for"
+        special = Special(motion)
+        self._shared.special.append(special)
+        try:
+            async with asyncio.timeout(ASKED_SECONDS):
+                await special.acknowledged.wait()
+        except TimeoutError:
+            raise RuntimeError(f"nobody could submit {what} within {ASKED_SECONDS:.0f} s") from None
+        return f"{what} was submitted"
 
     # ---------------------------------------------------------------- database
 
@@ -248,8 +287,8 @@ class Nemesis:
         """F5: the database stops at once and comes back."""
         database = self._service.postgres
         assert database
-        await asyncio.to_thread(database.stop, signal.SIGQUIT)
         try:
+            await asyncio.to_thread(database.stop, signal.SIGQUIT)
             await asyncio.sleep(OUTAGE_SECONDS)
         finally:
             await asyncio.to_thread(database.start)
@@ -259,8 +298,8 @@ class Nemesis:
         """F6: the database hangs."""
         database = self._service.postgres
         assert database
-        database.pause()
         try:
+            database.pause()
             await asyncio.sleep(OUTAGE_SECONDS)
         finally:
             database.resume()
@@ -324,6 +363,8 @@ class Nemesis:
         """F20: little bandwidth between all processes. Packets cannot be lost on purpose without a packet filter."""
         if not os.environ.get(ISOLATED):
             raise LeftOut("it has no network of its own")
+        if shutil.which("tc") is None:
+            raise LeftOut("tc (of iproute2) is not installed")
         try:
             for command in SLOW:
                 await self._command(command)

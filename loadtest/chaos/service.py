@@ -26,7 +26,7 @@ import yaml
 from deployments.cli import SERVICE_ENVIRONMENT
 from deployments.queue.database import Database
 from loadtest.chaos.history import Limits
-from loadtest.postgres import Postgres
+from loadtest.postgres import Postgres, open_folder
 
 ROOT = Path(__file__).parents[2]
 RUN_SECONDS = 20.0
@@ -61,8 +61,10 @@ class Service:
         self.folder = folder
         self.limits = limits
         self.webhook = f"http://127.0.0.1:{receiver_port}/hook"
-        self.storage = folder / "storage"
-        self.database = folder / "database"
+        self._disks = contextlib.ExitStack()
+        disks = self._disks.enter_context(open_folder("svd-serve-chaos-"))
+        self.storage = disks / "storage"
+        self.database = disks / "database"
         self.engine_journal = folder / "engine.jsonl"
         self.log = folder / "service.log"
         self.key = "campaign:" + os.urandom(16).hex()
@@ -83,8 +85,7 @@ class Service:
         """Start the database, bring it to the newest schema, have it write down what changes, each disk its own."""
         for folder in (self.storage, self.database):
             folder.mkdir(mode=0o755)
-            mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m,mode=755", "tmpfs", str(folder)]
-            if not subprocess.run(mount, capture_output=True, check=False).returncode:
+            if _mount(folder):
                 self.mounted.append(folder)
         self.postgres = Postgres(self.database / "postgres")
         self.postgres.start()
@@ -164,17 +165,34 @@ class Service:
             ended.wait()
         self.process, self._nodes = None, []
 
-    def close(self) -> None:
-        """End everything."""
+    def close(self, keep: bool = False) -> None:
+        """End everything. Both disks are gone then; ``keep`` copies what they hold beside the logs before."""
         try:
             self.stop()
         finally:
-            if self.postgres:
-                with contextlib.suppress(psutil.NoSuchProcess, AssertionError):
-                    self.postgres.resume()
-                self.postgres.stop(signal.SIGQUIT)
-            for folder in self.mounted:
-                subprocess.run(["umount", "-l", str(folder)], check=False)
+            self._stop_database()
+            if keep:
+                self._copy_out()
+            for disk in self.mounted:
+                subprocess.run(["umount", "-l", str(disk)], check=False)
+            self._disks.close()
+
+    def _stop_database(self) -> None:
+        if self.postgres is None:
+            return
+        with contextlib.suppress(psutil.NoSuchProcess, AssertionError):
+            self.postgres.resume()
+        try:
+            self.postgres.stop(signal.SIGQUIT)
+        except subprocess.TimeoutExpired:
+            self.postgres.kill()
+
+    def _copy_out(self) -> None:
+        for disk in filter(Path.exists, (self.storage, self.database)):
+            try:
+                shutil.copytree(disk, self.folder / disk.name)
+            except OSError as error:
+                print(f"not all of the {disk.name} could be copied: {error}")
 
     # ---------------------------------------------------------------- victims
 
@@ -209,8 +227,14 @@ class Service:
         """Roll out a configuration that restarts every process; whether Serve took it."""
         entry = self._config["applications"][0]["args"]["endpoints"][ENDPOINT]
         entry["seconds"] = round(entry["seconds"] + 0.001, 3)
-        done = self._ray("deploy", str(self.write_config()))
-        return await asyncio.to_thread(done.wait, DEPLOY_SECONDS) == 0
+        rolling = self._ray("deploy", str(self.write_config()))
+        try:
+            return await asyncio.to_thread(rolling.wait, DEPLOY_SECONDS) == 0
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            rolling.kill()
+            rolling.wait()
 
     def add_node(self) -> subprocess.Popen[bytes]:
         """One more Ray node on this machine."""
@@ -220,10 +244,13 @@ class Service:
 
     def end_node(self, node: subprocess.Popen[bytes]) -> None:
         """End what is left of a node."""
+        tree = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
         node.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             node.wait(STOP_SECONDS)
-        node.kill()
+        for process in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         node.wait()
         self._nodes.remove(node)
 
@@ -255,6 +282,12 @@ class Service:
         """Rows of the campaign's own questions."""
         async with contextlib.aclosing(_Connection(self.database_url)) as database:
             return await database.fetch(sql)
+
+
+def _mount(folder: Path) -> bool:
+    """Put a disk of its own there; whether that is allowed."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m,mode=755", "tmpfs", str(folder)]
+    return shutil.which("mount") is not None and not subprocess.run(mount, capture_output=True, check=False).returncode
 
 
 class _Connection:

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from loadtest.chaos.checker import INVARIANTS, check
+from loadtest.chaos.checker import INVARIANTS, WEBHOOK_ATTEMPTS, check
 from loadtest.chaos.history import (
+    BILLING,
+    DATABASE,
     Answer,
     History,
     Peek,
@@ -173,8 +175,14 @@ def posts(*more: Post) -> Break:
     return lambda history: replace(history, posts=[*history.posts, *more])
 
 
-def webhook(state: str) -> Break:
-    return lambda history: replace(history, webhooks={"a2": WebhookRow("a2", state, 2)})
+def webhook(state: str, attempts: int = 2) -> Break:
+    return lambda history: replace(history, webhooks={"a2": WebhookRow("a2", state, attempts)})
+
+
+def given_up(attempts: int, answered: int) -> Break:
+    """The receiver answered so to each of so many POSTs, and the webhook is UNDELIVERED."""
+    refused = [Post(8.1 + n, "a2", "OK", True, answered) for n in range(attempts)]
+    return lambda history: replace(webhook("UNDELIVERED", attempts)(history), posts=refused)
 
 
 def risen(history: History) -> History:
@@ -218,11 +226,15 @@ BROKEN: list[tuple[str, Break]] = [
     ("I6", overtaken),
     ("I6", behind_low_ones),
     ("I7", webhook("DUE")),
+    ("I7", webhook("UNDELIVERED", WEBHOOK_ATTEMPTS)),
+    ("I7", given_up(3, 500)),
     ("I7", lambda history: replace(history, posts=history.posts[:1])),
     ("I7", posts(Post(14, "a2", "OK", False, 200))),
     ("I7", posts(Post(7.5, "a2", "OK", True, 500))),
     ("I7", posts(Post(14, "a2", "ERROR", True, 200))),
     ("I8", lambda history: replace(history, peeks=[Peek("bob", "a1", 200)])),
+    ("I8", lambda history: replace(history, peeks=[Peek("bob", "a1", 202)])),
+    ("I8", lambda history: replace(history, peeks=[Peek("bob", "a1", 403)])),
     ("I8", with_rows(row(1, key_id="bob"))),
     ("I9", lambda history: replace(history, billed=["a1"])),
     ("I9", lambda history: replace(history, billed=["a1", "a2", "a2"])),
@@ -234,6 +246,8 @@ BROKEN: list[tuple[str, Break]] = [
     ("I11", with_files(stored(1, digest=None))),
     ("I11", with_files(stored(1, request_id=None))),
     ("I11", with_files(*(stored(number, request_id=None) for number in (7, 8)))),
+    ("evidence", lambda history: replace(history, missing={DATABASE: "ConnectionRefusedError"})),
+    ("evidence", lambda history: replace(history, missing={BILLING: "ConnectError"}, billed=[])),
     ("I12", accepted_twice),
     ("I12", refused_and_there),
     ("I12", with_rows(row(1, has_io=False))),
@@ -286,3 +300,19 @@ def test_a_lost_attempt_may_leave_a_file_behind() -> None:
 def test_two_runs_may_overlap_once_the_first_was_lost() -> None:
     late = [Run(payload(1).digest, 10, 4.1, 4.9), Run(payload(2).digest, 10, 4.6, 7.5), good().runs[2]]
     assert not check(replace(good(), runs=late))["I5"]
+
+
+@pytest.mark.parametrize(("attempts", "answered"), [(WEBHOOK_ATTEMPTS, 500), (1, 410)])
+def test_a_webhook_may_be_given_up_when_nobody_takes_it(attempts: int, answered: int) -> None:
+    assert not check(given_up(attempts, answered)(good()))["I7"]
+
+
+def test_a_service_that_cannot_answer_shows_nothing() -> None:
+    assert not check(replace(good(), peeks=[Peek("bob", "a1", 503)]))["I8"]
+
+
+def test_what_could_not_be_read_is_told_once_and_not_for_each_request() -> None:
+    dead = replace(good(), rows={}, transitions=(), files=(), missing={DATABASE: "TimeoutError"})
+    assert check(dead) == {"evidence": ["the database could not be read: TimeoutError"]}
+    unbilled = check(replace(good(), billed=[], missing={BILLING: "ConnectError"}))
+    assert [name for name, found in unbilled.items() if found] == ["evidence"] and "I9" not in unbilled
