@@ -21,7 +21,6 @@ from deployments.errors import (
     Failure,
     GenerationTimeout,
     RunnerServerError,
-    StorageUnavailable,
     Unavailable,
 )
 from deployments.models.messages import Attempt, Begun, Dropped, Event, Failed, Finished, Progress
@@ -33,7 +32,11 @@ logger = logging.getLogger(__name__)
 
 LONGEST_BACKOFF_SECONDS = 60.0
 REPLACED_SECONDS = 1.0
-"""A request whose replica was lost waits a random part of this, so that not all come back in one moment."""
+"""A request whose replica was lost waits a random part of this, so that not all come back in one moment. One that no
+replica had begun waits all of it, for the next replica may be as little."""
+
+PREPARING_SECONDS = 360.0
+"""How long the pictures of a batch may take. The replica gives up sooner, and says of which."""
 
 
 class Events(Protocol):
@@ -57,7 +60,7 @@ class Batch:
         Args:
             attempts: The members.
             recorder: Writes down what becomes of them.
-            run_seconds: How long they may take on the device, and how long to get there once they have begun.
+            run_seconds: How long they may take on the device, and how long another may have it before them.
             on_storage_away: Called when a clip could not be stored.
         """
         self.attempts = list(attempts)
@@ -65,7 +68,7 @@ class Batch:
         self._recorder = recorder
         self._run_seconds = run_seconds
         self._on_storage_away = on_storage_away
-        self._on_device: frozenset[str] = frozenset()
+        self._had_device: set[str] = set()
         self._deadline: float | None = None
         self._reading: asyncio.Task[None] | None = None
         self._recalled = False
@@ -132,13 +135,14 @@ class Batch:
     # ---------------------------------------------------------------- events
 
     async def _on_event(self, event: Event) -> None:
+        self._begin(event)
         match event:
             case Begun():
-                self._begin(event)
+                pass
             case Progress():
                 self._recorder.note(event, [each for each in event.request_ids if each in self._open])
             case Failed() if event.failure.retryable:
-                await self._retry(self._open[event.request_id], event.failure)
+                await self._retry(self._open[event.request_id], event)
                 del self._open[event.request_id]
             case _:
                 with contextlib.suppress(Unavailable):  # a log is not worth a result
@@ -146,16 +150,20 @@ class Batch:
                 await self._recorder.end(self._open[event.request_id], _outcome(event))
                 del self._open[event.request_id]
 
-    def _begin(self, event: Begun) -> None:
+    def _begin(self, event: Event) -> None:
+        """Whoever says anything has begun: a replica of an older version does not say so by itself."""
         self.begun = True
-        self._deadline = asyncio.get_running_loop().time() + self._run_seconds
-        if event.on_device:
-            self._on_device = frozenset(event.request_ids)
+        now = asyncio.get_running_loop().time()
+        if isinstance(event, Progress) or (isinstance(event, Begun) and event.on_device):
+            new = set(event.request_ids) - self._had_device
+            self._had_device |= new
+            self._deadline = now + self._run_seconds if new else self._deadline
+        self._deadline = self._deadline or now + PREPARING_SECONDS + self._run_seconds
 
-    async def _retry(self, attempt: Attempt, failure: Failure) -> None:
-        if failure.type == StorageUnavailable.type:
+    async def _retry(self, attempt: Attempt, event: Failed) -> None:
+        if event.unstored:
             self._on_storage_away()
-        await self._recorder.lose(attempt, failure.message, retry_seconds=backoff_seconds(attempt.number))
+        await self._recorder.lose(attempt, event.failure.message, retry_seconds=backoff_seconds(attempt.number))
 
     # ---------------------------------------------------------------- what is left open
 
@@ -163,7 +171,7 @@ class Batch:
         """Give back what is open. What had not begun is not to blame, whatever happened."""
         left = list(self._open.values())
         if not self.begun:
-            await self._recorder.put_back(left, reason)
+            await self._recorder.put_back(left, reason, REPLACED_SECONDS)
             return
         retry_seconds = REPLACED_SECONDS * random.random()  # noqa: S311 - no secret
         for attempt in left:
@@ -172,11 +180,11 @@ class Batch:
     async def _end_overdue(self) -> None:
         """End what had the device for too long; what still waited for it is not to blame."""
         failure = GenerationTimeout(f"The run took longer than {self._run_seconds:g} seconds").failure()
-        for attempt in list(self._open.values()):
-            if attempt.request_id in self._on_device:
+        waited = [attempt for attempt in self._open.values() if attempt.request_id not in self._had_device]
+        await self._recorder.put_back(waited, "the device was not free in time", REPLACED_SECONDS)
+        for attempt in self._open.values():
+            if attempt.request_id in self._had_device:
                 await self._recorder.end(attempt, Outcome.of(failure))
-            else:
-                await self._recorder.lose(attempt, "the device was not free in time")
 
     async def _end_all(self, failure: Failure) -> None:
         for attempt in list(self._open.values()):
@@ -192,7 +200,7 @@ def _ended_by_the_replica(reading: asyncio.Task[None]) -> bool:
 def backoff_seconds(attempt_number: int) -> float:
     """1, 2, 4, … seconds, a quarter more or less by chance."""
     jitter = random.uniform(0.75, 1.25)  # noqa: S311 - no secret
-    return min(LONGEST_BACKOFF_SECONDS, jitter * 2.0 ** (attempt_number - 1))
+    return min(LONGEST_BACKOFF_SECONDS, jitter * 2.0 ** min(attempt_number - 1, 10))
 
 
 def _outcome(event: Finished | Failed | Dropped) -> Outcome:

@@ -38,6 +38,19 @@ STORAGE_CHECK_SECONDS = 2.0
 NO_REPLICA_SECONDS = 1.0
 """How long a model is left alone of which Serve says that it has no replica at all."""
 
+STORE_AWAY_SECONDS = 1.0
+"""How long a model is left alone of which nothing could be claimed, for the store was away."""
+
+RESERVE_SECONDS = 5.0
+"""A reservation takes this long where every place is taken; or where its replica is about to die and answers nothing.
+Then another is asked for beside it."""
+
+MOST_RESERVATIONS = 3
+"""How many may be asked for beside each other. None is given up: Serve would go on with it all the same."""
+
+_TIDY_SECONDS = 5.0
+"""How long the last lines and deletions may take on the way out."""
+
 _CLAIM_SECONDS = 6.0
 """A claim takes a little longer than the database may at the most."""
 
@@ -114,6 +127,7 @@ class Dispatcher:
             asyncio.create_task(self._repeat(self._look_for_work, self._poll_seconds)),
             asyncio.create_task(self._repeat(self._keep_lease, self._lease_seconds / 5)),
             asyncio.create_task(self._repeat(self._recorder.write_logs, 4 * self._poll_seconds)),
+            asyncio.create_task(self._repeat(self._recorder.delete_unwanted, 4 * self._poll_seconds)),
             asyncio.create_task(self._repeat(self._check_storage, STORAGE_CHECK_SECONDS)),
         ]
         self._feeders = [asyncio.create_task(self._feed(model)) for model in self._replicas]
@@ -139,9 +153,11 @@ class Dispatcher:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        with contextlib.suppress(Unavailable):
-            await self._recorder.write_logs()
         await self._store.give_back(self._owner, unbegun)
+        with contextlib.suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(_TIDY_SECONDS):
+                await self._recorder.write_logs()
+                await self._recorder.delete_unwanted()
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Take new limits (Serve's ``user_config``)."""
@@ -160,11 +176,15 @@ class Dispatcher:
     # ---------------------------------------------------------------- loops
 
     async def _repeat(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
+        is_away = False
         while True:
             try:
                 await work()
+                is_away = False
             except Unavailable as error:
-                logger.warning("%s: %s", error, error.__cause__)
+                if not is_away:  # once, however long it lasts
+                    logger.warning("%s: %s", error, error.__cause__)
+                is_away = True
             await asyncio.sleep(seconds)
 
     async def _look_for_work(self) -> None:
@@ -173,8 +193,8 @@ class Dispatcher:
             event.set() if model in models else event.clear()
 
     async def _keep_lease(self) -> None:
-        held = {request_id for batch in self._batches for request_id in batch.request_ids}
         await self._store.heartbeat(self._owner, self._lease_seconds)
+        held = {request_id for batch in self._batches for request_id in batch.request_ids}  # with what came meanwhile
         await self._store.sweep(self._owner, held, self._lease_seconds)
 
     async def _check_storage(self) -> None:
@@ -189,33 +209,50 @@ class Dispatcher:
             self._storage_is_up.set()
 
     async def _feed(self, model: str) -> None:
-        """Keep one place reserved at a time while there is work; each batch then goes its own way."""
+        """Ask for one place at a time while there is work; each batch then goes its own way.
+
+        A reservation that takes long does not stop the others: there may be a place on another replica.
+        """
+        asked: set[asyncio.Future[None]] = set()
         while True:
             await self._has_work[model].wait()
             await self._storage_is_up.wait()
-            claimed = asyncio.Event()
+            claimed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            asked.add(claimed)
+            claimed.add_done_callback(asked.discard)
             serving = asyncio.create_task(self._serve_batch(model, claimed))
             self._serving.add(serving)
             serving.add_done_callback(self._serving.discard)
-            await claimed.wait()
+            patience = RESERVE_SECONDS if len(asked) < MOST_RESERVATIONS else None
+            await asyncio.wait(asked, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
 
     # ---------------------------------------------------------------- one batch
 
-    async def _serve_batch(self, model: str, claimed: asyncio.Event) -> None:
+    async def _serve_batch(self, model: str, claimed: asyncio.Future[None]) -> None:
+        """Reserve, claim and run; ``claimed`` is done when the reservation has been used."""
         try:
-            async with self._place(model) as selection:
-                batch = await self._claim(model)
-                claimed.set()
-                if batch:
-                    await self._run(batch, model, selection)
-        except (RayError, RayServeException) as error:  # there is no replica to choose from
-            logger.warning("%s: no replica can be had: %s", model, error)
+            await self._use_place(model, claimed)
+        except Unavailable as error:
+            logger.warning("%s: nothing can be claimed: %s", model, error)
+            self._has_work[model].clear()
+            await asyncio.sleep(STORE_AWAY_SECONDS)
+        except (RayError, RayServeException) as error:
+            what = "its place on a replica was not given back" if claimed.done() else "no replica can be had"
+            logger.warning("%s: %s: %s", model, what, error)
             await asyncio.sleep(NO_REPLICA_SECONDS)
         except Exception:
             logger.exception("%s: a batch was not served", model)  # what was claimed is swept up after a lease
             await asyncio.sleep(self._poll_seconds)
         finally:
-            claimed.set()
+            if not claimed.done():
+                claimed.set_result(None)
+
+    async def _use_place(self, model: str, claimed: asyncio.Future[None]) -> None:
+        async with self._place(model) as selection:
+            batch = await self._claim(model)
+            claimed.set_result(None)
+            if batch:
+                await self._run(batch, model, selection)
 
     @contextlib.asynccontextmanager
     async def _place(self, model: str) -> AsyncIterator[Any]:

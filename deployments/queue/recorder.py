@@ -1,10 +1,11 @@
 """What becomes of a dispatcher's attempts, written down however long the store is away.
 
     outcome, loss, progress ──▶ store
-    files that nobody will name ──▶ deleted from the file storage
+    files that nobody will name ──▶ kept in mind ──▶ deleted from the file storage, beside all else
 
 The store's fence decides whether an attempt is still this dispatcher's. A result that it turns away is dropped with its
-files: somebody else's is the one that counts.
+files: somebody else's is the one that counts. But where the store was away meanwhile, this very result may be what it
+holds already: then nothing is deleted, and whoever sweeps the storage decides.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -26,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+MOST_UNWANTED = 10_000
+"""How many files are kept in mind that are to be deleted. Whoever sweeps the storage finds the others later."""
+
 
 class Recorder:
     """Writes for one dispatcher."""
@@ -38,7 +43,7 @@ class Recorder:
         self._retry_seconds = retry_seconds
         self._lines: list[LogLine] = []
         self._previews: list[tuple[str, StoredFile]] = []
-        self._unwanted: list[StoredFile] = []
+        self._unwanted: deque[StoredFile] = deque(maxlen=MOST_UNWANTED)
         self._writing = asyncio.Lock()
 
     def note(self, event: Progress, request_ids: Sequence[str]) -> None:
@@ -48,27 +53,35 @@ class Recorder:
         self._lines += [LogLine(each, event.message, at, "INFO", event.fraction, preview) for each in request_ids]
         if event.preview:
             self._previews += [(each, event.preview) for each in request_ids]
-            self._unwanted += [] if request_ids else [event.preview]
+            self._unwanted += [] if request_ids else [event.preview]  # it came too late
 
     async def write_logs(self) -> None:
-        """Write the lines kept so far, and delete pictures that came too late.
+        """Write the lines kept so far.
 
         Raises:
             Unavailable: The store is away; the lines are gone.
         """
-        unwanted, self._unwanted = self._unwanted, []
-        await self._delete(unwanted)
         async with self._writing:
             lines, self._lines = self._lines, []
             previews, self._previews = self._previews, []
             if lines:
                 await self._store.log(lines, previews)
 
+    async def delete_unwanted(self) -> None:
+        """Delete the files that nobody will name."""
+        while self._unwanted:
+            file = self._unwanted.popleft()
+            try:
+                await self._storage.delete(file.key)
+            except (StorageUnavailable, OSError) as error:  # whoever sweeps the storage finds it later
+                logger.warning("a file that nobody wants stays: %s", error)
+
     async def end(self, attempt: Attempt, outcome: Outcome) -> None:
         """Write how an attempt ended."""
-        if not await self._persist(lambda: self._store.complete(attempt, self._owner, outcome)):
+        ours, in_doubt = await self._persist(lambda: self._store.complete(attempt, self._owner, outcome))
+        if not ours:
             logger.warning("attempt %s of %s was not ours any more", attempt.number, attempt.request_id)
-            await self._delete(outcome.files)
+            self._unwanted += [] if in_doubt else outcome.files
 
     async def lose(self, attempt: Attempt, reason: str, *, crashed: bool = False, retry_seconds: float = 0.0) -> None:
         """Write that an attempt was lost; ``crashed``, with its replica's process."""
@@ -78,21 +91,20 @@ class Recorder:
             lambda: self._store.lose(attempt, self._owner, reason, crashed=crashed, retry_seconds=retry_seconds)
         )
 
-    async def put_back(self, attempts: Sequence[Attempt], reason: str) -> None:
+    async def put_back(self, attempts: Sequence[Attempt], reason: str, retry_seconds: float = 0.0) -> None:
         """Give back what no replica has begun."""
-        await self._persist(lambda: self._store.put_back(attempts, self._owner, reason))
+        if attempts:
+            await self._persist(
+                lambda: self._store.put_back(attempts, self._owner, reason, retry_seconds=retry_seconds)
+            )
 
-    async def _persist(self, write: Callable[[], Awaitable[T]]) -> T:
+    async def _persist(self, write: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
+        """What the store answers, and whether an earlier answer was lost: it may have been written then."""
+        in_doubt = False
         while True:
             try:
-                return await write()
+                return await write(), in_doubt
             except Unavailable as error:
                 logger.warning("%s: %s", error, error.__cause__)
+            in_doubt = True
             await asyncio.sleep(self._retry_seconds)
-
-    async def _delete(self, files: Sequence[StoredFile]) -> None:
-        for file in files:
-            try:
-                await self._storage.delete(file.key)
-            except (StorageUnavailable, OSError) as error:  # whoever sweeps the storage finds it later
-                logger.warning("a file that nobody wants stays: %s", error)

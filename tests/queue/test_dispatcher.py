@@ -13,7 +13,8 @@ from ray.core.generated.common_pb2 import ActorDeathCause, ActorDiedErrorContext
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import ReplicaUnavailableError
 
-from deployments.errors import ImageLoadError, RunnerDisconnected, StorageUnavailable
+from deployments.errors import ImageLoadError, RunnerDisconnected, StorageUnavailable, Unavailable
+from deployments.inference import replica as replica_module
 from deployments.models.messages import Attempt, Begun, Dropped, Event, Failed, Finished, Progress, StoredFile
 from deployments.queue import batch as batch_module
 from deployments.queue import crashes as crashes_module
@@ -378,6 +379,39 @@ async def test_attempt_that_had_not_begun_is_not_to_blame_even_if_it_may_not_be_
     assert not replicas.batches[1][0].alone
 
 
+async def test_what_had_not_begun_waits_a_moment_before_it_goes_to_the_next_replica(store: RequestStore) -> None:
+    times = []
+
+    async def die_before_the_start(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        times.append(asyncio.get_running_loop().time())
+        if attempts[0].number == 1:
+            raise ActorDiedError
+        async for event in finish(attempts):
+            yield event
+
+    request = await store.submit(new_request())
+    async with running(store, FakeReplicas(die_before_the_start)):
+        await ended(store, request)
+    assert times[1] - times[0] >= 0.9
+
+
+@pytest.mark.usefixtures("crashes")
+async def test_replica_of_an_older_version_has_begun_when_it_says_anything(store: RequestStore) -> None:
+    """Such a one never says Begun."""
+
+    async def die_once(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        yield Progress(ids_of(attempts), "Step 1/2", 0.5)
+        if attempts[0].number == 1:
+            raise ActorDiedError
+        yield Finished(attempts[0].request_id, {"ran": attempts[0].number}, 1.0, 1.0)
+
+    request = await store.submit(new_request())
+    replicas = FakeReplicas(die_once)
+    async with running(store, replicas):
+        assert (await ended(store, request)).status_code == 200
+    assert [batch[0].alone for batch in replicas.batches] == [False, True]
+
+
 async def test_batch_that_serve_cancels_is_run_again(store: RequestStore) -> None:
     async def give_up_once(attempts: list[Attempt]) -> AsyncIterator[Event]:
         yield Begun(ids_of(attempts))
@@ -420,7 +454,9 @@ async def test_death_that_cannot_be_looked_up_is_no_crash() -> None:
 # ---------------------------------------------------------------- waiting, time limits
 
 
-@pytest.mark.parametrize(("number", "least", "most"), [(1, 0.75, 1.25), (2, 1.5, 2.5), (4, 6, 10), (10, 60, 60)])
+@pytest.mark.parametrize(
+    ("number", "least", "most"), [(1, 0.75, 1.25), (2, 1.5, 2.5), (4, 6, 10), (10, 60, 60), (10**6, 60, 60)]
+)
 def test_a_failure_that_comes_at_once_is_waited_out_longer_each_time(number: int, least: float, most: float) -> None:
     waits = [batch_module.backoff_seconds(number) for _ in range(50)]
     assert least <= min(waits) and max(waits) <= most
@@ -468,6 +504,37 @@ async def test_batch_that_has_the_device_for_too_long_ends_with_a_timeout(store:
     assert detail["type"] == "generation_timeout"
 
 
+async def test_batch_of_an_older_replica_has_its_time_too(store: RequestStore) -> None:
+    async def hang(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        yield Progress(ids_of(attempts), "Step 1/2", 0.5)
+        await asyncio.Event().wait()
+
+    request = await store.submit(new_request())
+    async with running(store, FakeReplicas(hang), config={"run_seconds": {MODEL: 0.1}}):
+        assert (await ended(store, request)).error_type == "generation_timeout"
+
+
+async def test_what_never_got_the_device_is_not_to_blame(store: RequestStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, "PREPARING_SECONDS", 0.1)
+    monkeypatch.setattr(batch_module, "REPLACED_SECONDS", 0.0)
+
+    async def wait_for_the_device(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        yield Begun(ids_of(attempts))
+        if attempts[0].number == 1:
+            await asyncio.Event().wait()
+        async for event in finish(attempts):
+            yield event
+
+    request = await store.submit(new_request(no_retry=True))
+    async with running(store, FakeReplicas(wait_for_the_device), config={"run_seconds": {MODEL: 0.1}}):
+        final = await ended(store, request)
+    assert (final.status_code, final.attempt) == (200, 2)
+
+
+def test_dispatcher_waits_for_pictures_until_the_replica_has_given_up() -> None:
+    assert batch_module.PREPARING_SECONDS > replica_module.PREPARE_SECONDS + 30
+
+
 async def test_time_on_the_device_counts_from_there(store: RequestStore) -> None:
     async def wait_then_run(attempts: list[Attempt]) -> AsyncIterator[Event]:
         await asyncio.sleep(0.4)  # it waits to be alone
@@ -481,6 +548,143 @@ async def test_time_on_the_device_counts_from_there(store: RequestStore) -> None
     request = await store.submit(new_request())
     async with running(store, FakeReplicas(wait_then_run), config={"run_seconds": {MODEL: 0.6}}):
         assert (await ended(store, request)).attempt == 1
+
+
+# ---------------------------------------------------------------- reservations, a store that is away
+
+
+class HungReplicas(FakeReplicas):
+    """The first of these replicas, which is about to die, answers no reservation."""
+
+    def __init__(self, script: Script) -> None:
+        super().__init__(script)
+        self.asked = 0
+        self.most_at_once = 0
+        self.waiting = 0
+        self.gone = asyncio.Event()
+
+    @asynccontextmanager
+    async def choose_replica(self) -> AsyncIterator[str]:
+        self.asked += 1
+        self.waiting += 1
+        self.most_at_once = max(self.most_at_once, self.waiting)
+        if self.asked == 1:
+            await self.gone.wait()
+        async with super().choose_replica() as selection:
+            self.waiting -= 1
+            yield selection
+
+
+async def test_replica_that_answers_no_reservation_does_not_stop_its_model(
+    store: RequestStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F22: a process that was told to end lingers."""
+    monkeypatch.setattr(dispatcher_module, "RESERVE_SECONDS", 0.1)
+    requests = [await store.submit(new_request()) for _ in range(4)]
+    replicas = HungReplicas(finish)
+    async with running(store, replicas):
+        for request in requests:
+            assert (await ended(store, request)).attempt == 1
+        last = await store.submit(new_request())
+        replicas.gone.set()
+        assert (await ended(store, last)).attempt == 1
+    assert len(replicas.batches) == 5
+
+
+async def test_reservations_do_not_pile_up_while_every_place_is_taken(
+    store: RequestStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "RESERVE_SECONDS", 0.01)
+    work = Work()
+    work.begin.set()
+    requests = [await store.submit(new_request()) for _ in range(8)]
+    replicas = HungReplicas(work)
+    replicas.gone.set()
+    async with running(store, replicas):
+        await asyncio.sleep(0.3)
+        assert (len(replicas.batches), replicas.most_at_once) == (2, dispatcher_module.MOST_RESERVATIONS)
+        work.finish.set()
+        for request in requests:
+            assert (await ended(store, request)).attempt == 1
+
+
+async def test_store_that_is_away_is_not_asked_at_every_turn_and_leaves_few_words(
+    store: RequestStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Away(RequestStore):
+        claims = 0
+        away = True
+
+        async def claim(self, *args: Any) -> list[Attempt]:
+            self.claims += 1
+            if self.away:
+                raise Unavailable("The database cannot be reached")
+            return await super().claim(*args)
+
+    request = await store.submit(new_request())
+    away = Away(store.database)
+    async with running(away, FakeReplicas(finish)):
+        await asyncio.sleep(0.5)
+        assert away.claims == 1
+        away.away = False
+        assert (await ended(store, request)).attempt == 1
+    (said,) = [record for record in caplog.records if "can be claimed" in record.message]
+    assert not said.exc_info and not any(record.exc_info for record in caplog.records)
+
+
+async def test_outage_is_told_once_by_each_loop(store: RequestStore, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(store, FakeReplicas(finish)):
+        await take_away(store)
+        await asyncio.sleep(0.5)
+        await bring_back(store)
+    assert 1 <= len([record for record in caplog.records if record.name == dispatcher_module.__name__]) <= 3
+
+
+async def test_what_is_claimed_while_the_lease_is_renewed_is_not_forgotten(store: RequestStore) -> None:
+    class SlowToRenew(RequestStore):
+        beats = 0
+        go_on = asyncio.Event()
+
+        async def heartbeat(self, *args: Any) -> None:
+            self.beats += 1
+            if self.beats == 2:
+                await self.go_on.wait()
+            await super().heartbeat(*args)
+
+    work = Work()
+    work.begin.set()
+    slow = SlowToRenew(store.database)
+    async with running(slow, FakeReplicas(work), lease_seconds=0.3):
+        while slow.beats < 2:
+            await asyncio.sleep(0.01)
+        request = await store.submit(new_request())
+        await asyncio.wait_for(work.begun.wait(), 5)
+        await asyncio.sleep(0.4)  # longer than the lease
+        slow.go_on.set()
+        while slow.beats < 4:
+            await asyncio.sleep(0.01)
+        work.finish.set()
+        assert (await ended(store, request)).attempt == 1
+
+
+async def test_place_that_cannot_be_given_back_is_not_called_a_missing_replica(
+    store: RequestStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Sticky(FakeReplicas):
+        @asynccontextmanager
+        async def choose_replica(self) -> AsyncIterator[str]:
+            async with super().choose_replica() as selection:
+                yield selection
+            if self.batches:
+                raise ActorDiedError
+
+    request = await store.submit(new_request())
+    async with running(store, Sticky(finish)):
+        assert (await ended(store, request)).attempt == 1
+        async with asyncio.timeout(5):
+            while "was not given back" not in caplog.text:
+                await asyncio.sleep(0.01)
+    assert "no replica can be had" not in caplog.text
 
 
 # ---------------------------------------------------------------- files
@@ -521,7 +725,8 @@ async def test_nothing_is_claimed_while_the_storage_takes_nothing(
             async for event in finish(attempts):
                 yield event
         for attempt in attempts:
-            yield Failed(attempt.request_id, StorageUnavailable("The file storage takes nothing").failure())
+            failure = StorageUnavailable("The file storage takes nothing").failure()
+            yield Failed(attempt.request_id, failure, unstored=True)
 
     first = await store.submit(new_request())
     replicas = FakeReplicas(store_clip)
@@ -535,6 +740,87 @@ async def test_nothing_is_claimed_while_the_storage_takes_nothing(
         storage.full = False
         for request in (first, later):
             assert (await ended(store, request)).status_code == 200
+
+
+async def test_input_that_cannot_be_read_from_the_storage_leaves_the_others_alone(
+    store: RequestStore, tmp_path: Path
+) -> None:
+    async def fetch(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        for attempt in attempts:
+            yield Begun(ids_of(attempts))
+            yield Failed(attempt.request_id, StorageUnavailable("The file storage cannot be reached").failure())
+
+    storage = FullStorage(tmp_path, URL)
+    requests = [await store.submit(new_request()) for _ in range(3)]
+    replicas = FakeReplicas(fetch)
+    async with running(store, replicas, storage=storage):
+        async with asyncio.timeout(5):
+            while len(replicas.batches) < len(requests):
+                await asyncio.sleep(0.01)
+
+
+async def test_result_that_the_store_may_hold_already_keeps_its_files(store: RequestStore, tmp_path: Path) -> None:
+    """F7: the result is written, its answer is lost, and the second try is told that there is nothing to write."""
+    storage = FileStorage(tmp_path / "files", URL)
+
+    class LosesAnswers(RequestStore):
+        tries = 0
+
+        async def complete(self, *args: Any) -> bool:
+            self.tries += 1
+            if self.tries > 1:
+                return False
+            await super().complete(*args)
+            raise Unavailable("The answer was lost")
+
+    async def finish_with_a_file(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        file = await put(storage, tmp_path, "b/1/clip.mp4")
+        yield Begun(ids_of(attempts))
+        yield Finished(attempts[0].request_id, {"ran": 1}, 1.0, 1.0, (file,))
+
+    request = await store.submit(new_request())
+    faulty = LosesAnswers(store.database)
+    async with running(faulty, FakeReplicas(finish_with_a_file), storage=storage):
+        assert (await ended(store, request)).status_code == 200
+        while faulty.tries < 2:
+            await asyncio.sleep(0.01)
+    assert keys(tmp_path / "files") == ["b/1/clip.mp4"]
+
+
+class HungStorage(FileStorage):
+    """A storage that never answers whoever deletes."""
+
+    async def delete(self, key: str) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_deletion_that_hangs_holds_nothing_up(
+    store: RequestStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "_TIDY_SECONDS", 0.2)
+    storage = HungStorage(tmp_path / "files", URL)
+    held = asyncio.Event()
+
+    async def show_late(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        first, second = attempts
+        yield Finished(first.request_id, {"ran": 1}, 1.0, 1.0)
+        for number in range(3):
+            late = await put(storage, tmp_path, f"b/{number}/preview.jpg")
+            yield Progress((first.request_id,), "Preview of step 1/2", 0.5, late)
+            await asyncio.sleep(0.1)
+        yield Progress((second.request_id,), "Step 2/2", 1.0)
+        held.set()
+        await asyncio.Event().wait()
+
+    done, running_one = [await store.submit(new_request()) for _ in range(2)]
+    batching = {MODEL: {"max_batch_size": 2}}
+    async with asyncio.timeout(10):
+        async with running(store, FakeReplicas(show_late), storage=storage, batching=batching, lease_seconds=60):
+            await ended(store, done)
+            await held.wait()
+            while not await store.logs(running_one.id):
+                await asyncio.sleep(0.01)
+        assert await store.waiting(MODEL) == [(0, running_one.seq)]
 
 
 async def test_files_of_a_result_that_came_too_late_are_deleted(store: RequestStore, tmp_path: Path) -> None:
