@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import glob
 import hashlib
 import itertools
@@ -26,8 +27,8 @@ from pydantic import BaseModel, Field
 from deployments.errors import BadRequest, FileDamaged, NotFound, StorageUnavailable
 from deployments.storage.bucket import STORE_AWAY, open_bucket, told_as_unavailable
 from deployments.storage.folder import remove_drafts, remove_empty, sync_to_disk, walk
-from deployments.storage.keys import FILES, PARTS, check_key, disposition_of, is_key, type_of
-from deployments.storage.pieces import CHUNK, Source, file_pieces, too_large
+from deployments.storage.keys import FILES, MARK, PARTS, check_key, disposition_of, is_key, type_of
+from deployments.storage.pieces import CHUNK, Source, file_pieces, pieces_of, too_large
 
 if TYPE_CHECKING:
     from obstore import Attributes
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 CHECK_SECONDS = 5.0
 """A storage that takes longer to take, give back and delete a small file is away."""
 
+_CLEAR_SECONDS = 1.0
 _WRITTEN_AT_ONCE = 256 * 1024
 _S3_PIECE = 5 * 1024 * 1024  # S3 takes no smaller ones, but for the last
 _MOST_HASHES = 4096
@@ -102,16 +104,43 @@ class FileStorage:
             StorageUnavailable: The storage does not take it, or does not give it back, within ``CHECK_SECONDS``.
         """
         key = f"{PARTS}/check-{uuid4().hex}/1"
-        with told_as_unavailable():
-            async with asyncio.timeout(CHECK_SECONDS):
-                await obstore.put_async(self._store, key, _PROBE)
-                found = bytes(await obstore.get_range_async(self._store, key, start=0, end=len(_PROBE)))
-                await self._delete(key)
+        try:
+            with told_as_unavailable():
+                async with asyncio.timeout(CHECK_SECONDS - _CLEAR_SECONDS):
+                    await obstore.put_async(self._store, key, _PROBE)
+                    found = bytes(await obstore.get_range_async(self._store, key, start=0, end=len(_PROBE)))
+                    await self._delete(key)
+        except BaseException:
+            with contextlib.suppress(StorageUnavailable, TimeoutError):
+                async with asyncio.timeout(_CLEAR_SECONDS):  # else the sweep of old parts finds it
+                    await self.delete(key)
+            raise
         if found != _PROBE:
             raise StorageUnavailable("The file storage does not give back what it was given")
 
+    async def mark(self) -> str | None:
+        """What ``set_mark`` wrote last; None where it never did.
+
+        Raises:
+            StorageUnavailable: The storage cannot be reached.
+        """
+        try:
+            with told_as_unavailable(FileNotFoundError):
+                got = await obstore.get_async(self._store, MARK)
+                return bytes(await got.bytes_async()).decode(errors="replace")
+        except FileNotFoundError:
+            return None
+
+    async def set_mark(self, mark: str) -> None:
+        """Keep a short text with the files, which says whose they are.
+
+        Raises:
+            StorageUnavailable: The storage takes nothing at the moment.
+        """
+        await self.write(MARK, pieces_of(mark.encode()), len(mark))
+
     async def put(self, source: Path, key: str) -> File:
-        """Store a copy of a file. On return it is on the disk, whole; after any error nothing is left.
+        """Store a copy of a file. On return it is on the disk, whole; else as ``write`` says.
 
         Raises:
             StorageUnavailable: The storage takes nothing at the moment.
@@ -129,7 +158,10 @@ class FileStorage:
     async def write(
         self, key: str, pieces: AsyncIterable[bytes], max_bytes: int, content_type: str | None = None
     ) -> Stored:
-        """Store what arrives in pieces. On return it is on the disk, whole; after any error nothing is left.
+        """Store what arrives in pieces. On return it is on the disk, whole; after an error nothing is left.
+
+        But a bucket may take what it was sent, though it did not say so in time, or its sender was cancelled. Such a
+        file is whole, and has no row.
 
         Args:
             key: The file's key.
@@ -331,15 +363,16 @@ class FileStorage:
         version = (key, stat.etag)
         if version not in self._hashes:
             self._hashes[version] = asyncio.create_task(self._read_hash(key, stat))
+            self._hashes[version].add_done_callback(functools.partial(self._forget_failed, version))
             if len(self._hashes) > _MOST_HASHES:
                 self._hashes.popitem(last=False)
         self._hashes.move_to_end(version)
-        reading = self._hashes[version]
-        try:
-            return await asyncio.shield(reading)
-        finally:
-            if reading.done() and (reading.cancelled() or reading.exception()):
-                self._hashes.pop(version, None)
+        return await asyncio.shield(self._hashes[version])
+
+    def _forget_failed(self, version: tuple[str, str], reading: asyncio.Task[str]) -> None:
+        """Let the next who asks read anew; whoever waited for this one may be gone."""
+        if (reading.cancelled() or reading.exception()) and self._hashes.get(version) is reading:
+            del self._hashes[version]
 
     async def _read_hash(self, key: str, stat: Stat) -> str:
         digest = hashlib.sha256()

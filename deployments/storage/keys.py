@@ -11,8 +11,10 @@ from deployments.errors import NotFound
 
 FILES = "b"
 PARTS = ".parts"
+MARK = ".database/mark"
 
 _LONGEST_KEY = 900  # S3 takes 1024 bytes, with the prefix
+_DRAFT = re.compile(r".*#[0-9]+", re.DOTALL)
 _RANDOM = re.compile(r"[0-9a-f]{32}")
 _PLAYABLE = re.compile(r"(video|audio)/.*|image/(png|jpeg|webp|gif|avif)")
 
@@ -42,10 +44,12 @@ def disposition_of(key: str, content_type: str) -> str | None:
 def is_key(key: str) -> bool:
     """Whether a file can have this key, and the key is the only way to write it.
 
-    obstore reads ``/b/1/clip.mp4`` and ``b/1/clip.mp4/`` as ``b/1/clip.mp4``, whose row then nobody would find.
+    obstore reads ``/b/1/clip.mp4`` and ``b/1/clip.mp4/`` as ``b/1/clip.mp4``, whose row then nobody would find. In a
+    directory ``clip.mp4#1`` is a draft of its.
     """
     segments = key.split("/")
-    return segments[0] != PARTS and not {"", ".", ".."}.intersection(segments)
+    reserved = segments[0] in (PARTS, MARK.split("/")[0]) or _DRAFT.fullmatch(segments[-1])
+    return not reserved and not {"", ".", ".."}.intersection(segments)
 
 
 def check_key(key: str) -> None:

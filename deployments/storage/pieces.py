@@ -95,6 +95,11 @@ async def file_pieces(path: Path) -> AsyncIterator[bytes]:
             yield piece
 
 
+async def pieces_of(content: bytes) -> AsyncIterator[bytes]:
+    """Bytes that are there already."""
+    yield content
+
+
 def too_large(max_bytes: int) -> PayloadTooLarge:
     """What a file is told that has more bytes than it may."""
     return PayloadTooLarge(f"The file has more than {max_bytes} bytes")
