@@ -10,8 +10,9 @@ A file without a row is anybody's to read: a sample for ever, one below ``b/`` u
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeAlias
 
@@ -19,12 +20,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sqlalchemy import Row, Select, and_, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deployments.errors import BadRequest
+from deployments.errors import BadRequest, StorageUnavailable
 from deployments.models.messages import StoredFile
 from deployments.queue.database import Database, uninterrupted
+from deployments.queue.secrets import Secrets
 from deployments.queue.tables import files as table
 from deployments.queue.tables import now, storage_settings
 from deployments.storage import FileStorage
+
+logger = logging.getLogger(__name__)
 
 UPLOAD_SECONDS = 24 * 3600.0
 """An upload that has not ended by then has been given up."""
@@ -32,12 +36,20 @@ UPLOAD_SECONDS = 24 * 3600.0
 LONGEST_LIFE = 100 * 365 * 24 * 3600
 MOST_RULES = 100
 SWEEP_BATCH = 100
+MOST_FAILURES = 3
+"""So many files of a batch that cannot be deleted are tried, and then no others: each may take seconds."""
 
 ORPHAN_SECONDS = UPLOAD_SECONDS + 3600.0
 """How old a file without a row is before it is deleted."""
 
 ORPHANS_SECONDS = 6 * 3600.0
 """How often files without a row are looked for."""
+
+CAREFUL_SECONDS = 3600.0
+"""How long after its start a process first looks for them, and how often it asks whether they are still not its own."""
+
+STORAGE_OWNER = "storage"
+"""The purpose of the secrets by which a storage and its database know each other."""
 
 Decision: TypeAlias = Literal["allow", "forbid", "hide"]
 """What a reader meets: the file, 403, or 404."""
@@ -160,13 +172,13 @@ class Files:
 
     def __init__(self, database: Database) -> None:
         """Use a database that is open."""
-        self._database = database
+        self.database = database
 
     @uninterrupted
     async def begin(self, key: str, key_id: str, content_type: str, lifecycle: Lifecycle) -> None:
         """Record a file that is to be uploaded. Nobody can read it before it is finished."""
         row = _row_of(key, key_id, content_type, lifecycle) | {"expires_at": now() + UPLOAD_SECONDS}
-        async with self._database.transaction() as connection:
+        async with self.database.transaction() as connection:
             await connection.execute(insert(table).values(row))
 
     @uninterrupted
@@ -174,34 +186,34 @@ class Files:
         """Record that a file is whole; its life begins. False where it has expired meanwhile: it is being swept."""
         alive = and_(table.c.key == key, or_(table.c.expires_at.is_(None), table.c.expires_at > now()))
         values = {"size": size, "sha256": sha256, "created_at": now(), "expires_at": now() + table.c.lifetime}
-        async with self._database.transaction() as connection:
+        async with self.database.transaction() as connection:
             done = await connection.execute(update(table).where(alive).values(values))
             return bool(done.rowcount)
 
     @uninterrupted
     async def get(self, key: str) -> FileRecord | None:
         """What is recorded of a file, whole or not, expired or not."""
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             row = (await connection.execute(_files().where(table.c.key == key))).one_or_none()
         return FileRecord.from_row(row) if row else None
 
     @uninterrupted
     async def of_request(self, request_id: str) -> list[FileRecord]:
         """The files that a request made."""
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             rows = await connection.execute(_files().where(table.c.request_id == request_id))
             return [FileRecord.from_row(row) for row in rows]
 
     @uninterrupted
     async def set_acl(self, key: str, acl: Acl) -> None:
         """Change who may read a file."""
-        async with self._database.transaction() as connection:
+        async with self.database.transaction() as connection:
             await connection.execute(update(table).where(table.c.key == key).values(acl=acl.model_dump_json()))
 
     @uninterrupted
     async def forget(self, keys: Sequence[str]) -> None:
         """Drop the rows of files whose bytes are gone."""
-        async with self._database.transaction() as connection:
+        async with self.database.transaction() as connection:
             await connection.execute(delete(table).where(table.c.key.in_(keys)))
 
     @uninterrupted
@@ -211,13 +223,13 @@ class Files:
         # Written as they are: a ``finish`` on its way has either come first, or waits and sees that it is too late.
         found = update(table).where(table.c.key.in_(oldest.with_for_update(skip_locked=True)))
         found = found.values(expires_at=table.c.expires_at).returning(table.c.key)
-        async with self._database.transaction() as connection:
+        async with self.database.transaction() as connection:
             return list((await connection.execute(found)).scalars())
 
     @uninterrupted
     async def expire(self, keys: Sequence[str]) -> None:
         """Hide files whose bytes are about to go. What becomes of them then, the next sweep finds them."""
-        async with self._database.transaction() as connection:
+        async with self.database.transaction() as connection:
             await connection.execute(update(table).where(table.c.key.in_(keys)).values(expires_at=now()))
 
     @uninterrupted
@@ -226,14 +238,14 @@ class Files:
         endless = and_(table.c.expires_at.is_(None), table.c.created_at <= now() - seconds)
         oldest = select(table.c.key).where(endless).order_by(table.c.created_at).limit(limit)
         expiring = update(table).where(table.c.key.in_(oldest.with_for_update(skip_locked=True)))
-        async with self._database.transaction() as connection:
+        async with self.database.transaction() as connection:
             await connection.execute(expiring.values(expires_at=now()))
 
     @uninterrupted
     async def unknown(self, keys: Sequence[str]) -> list[str]:
         """Which of these keys have no row."""
         known: set[str] = set()
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             for start in range(0, len(keys), SWEEP_BATCH):
                 rows = await connection.execute(
                     select(table.c.key).where(table.c.key.in_(keys[start : start + SWEEP_BATCH]))
@@ -245,14 +257,14 @@ class Files:
     async def defaults(self, key_id: str) -> Lifecycle:
         """The lifecycle of a key's new files where nothing else is said."""
         query = select(storage_settings.c.lifecycle).where(storage_settings.c.key_id == key_id)
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             text = (await connection.execute(query)).scalar_one_or_none()
         return Lifecycle.parse(text) if text else Lifecycle()
 
     @uninterrupted
     async def set_defaults(self, key_id: str, lifecycle: Lifecycle) -> None:
         """Replace a key's defaults."""
-        async with self._database.transaction() as connection:
+        async with self.database.transaction() as connection:
             await connection.execute(delete(storage_settings).where(storage_settings.c.key_id == key_id))
             await connection.execute(insert(storage_settings).values(key_id=key_id, lifecycle=lifecycle.dump()))
 
@@ -266,11 +278,38 @@ class Files:
         return said.over(await self.defaults(key_id))
 
 
+class Ownership:
+    """Whether a storage and a database belong together.
+
+    Beside a wrong, empty or restored database all files would look like nobody's. So the storage holds a mark that is
+    made anew now and then; the database knows all that it has made, and not one from after it was copied.
+    """
+
+    def __init__(self, database: Database, storage: FileStorage) -> None:
+        """Compare the two."""
+        self._marks = Secrets(database)
+        self._storage = storage
+
+    async def confirm(self) -> bool:
+        """Whether they belong together for certain. A storage without a mark gets one, and belongs here from then."""
+        mark = await self._storage.mark()
+        known = [each.value.hex() for each in await self._marks.of(STORAGE_OWNER)]
+        if mark is not None and mark not in known:
+            logger.error(
+                "the file storage belongs to another database, or to a newer state of this one: files without a row "
+                "stay. Correct SVD_DATABASE_URL or SVD_STORAGE_URL; after restoring a copy of the database see "
+                "'Restoring' in the README"
+            )
+            return False
+        await self._storage.set_mark((await self._marks.rotate(STORAGE_OWNER)).value.hex())
+        return mark is not None
+
+
 class Sweeper:
     """Deletes what nobody has a right to any more, a little at a time.
 
     A file is nobody's that was stored more than a day ago and has no row: its attempt was lost before its result was
-    recorded. Neither are parts so old anybody's.
+    recorded. Neither are parts so old anybody's. That takes a storage of which it is certain that it is the database's.
     """
 
     def __init__(self, files: Files, storage: FileStorage, keep_seconds: float = 0.0) -> None:
@@ -284,8 +323,9 @@ class Sweeper:
         self._files = files
         self._storage = storage
         self._keep_seconds = keep_seconds
+        self._ownership = Ownership(files.database, storage)
         self._listing: AsyncGenerator[list[str], None] | None = None
-        self._listed_at = -ORPHANS_SECONDS
+        self._next_at = time.monotonic() + CAREFUL_SECONDS
 
     async def sweep(self) -> bool:
         """Delete a batch of each kind; answer whether there may be more that has expired."""
@@ -298,9 +338,12 @@ class Sweeper:
     async def _sweep_orphans(self) -> None:
         """Look at the next files of the list of all, which begins anew some time after its end."""
         if self._listing is None:
-            if time.monotonic() - self._listed_at < ORPHANS_SECONDS:
+            if time.monotonic() < self._next_at:
                 return
-            self._listed_at = time.monotonic()
+            self._next_at = time.monotonic() + CAREFUL_SECONDS
+            if not await self._ownership.confirm():
+                return
+            self._next_at = time.monotonic() + ORPHANS_SECONDS
             self._listing = self._storage.older_than(ORPHAN_SECONDS)
         keys = None
         try:
@@ -308,18 +351,39 @@ class Sweeper:
         finally:
             if keys is None:
                 self._listing = None
-        for key in await self._files.unknown(keys or []):
-            await self._storage.delete(key)
+        if unknown := await self._files.unknown(keys or []):
+            gone, _ = await delete_each(unknown, self._storage.delete)
+            logger.warning("%d files and parts that were nobody's have been deleted", len(gone))
 
 
 async def sweep(files: Files, storage: FileStorage) -> int:
     """Delete one batch of what has expired, the bytes first; answer how many files it was."""
-    keys = await files.expired()
-    for key in keys:
+
+    async def delete_with_parts(key: str) -> None:
         await storage.discard(upload_of(key))
         await storage.delete(key)
-    await files.forget(keys)
-    return len(keys)
+
+    gone, kept = await delete_each(await files.expired(), delete_with_parts)
+    await files.forget(gone)
+    if kept:
+        logger.warning("%d expired files could not be deleted", len(kept))
+        await files.expire(kept)  # anew: they stand in nobody's way
+    return len(gone)
+
+
+async def delete_each(keys: Sequence[str], delete_one: Callable[[str], Awaitable[None]]) -> tuple[list[str], list[str]]:
+    """Delete files; answer which went, and which were tried in vain. A storage that is away is soon given up."""
+    gone: list[str] = []
+    kept: list[str] = []
+    for key in keys:
+        try:
+            await delete_one(key)
+            gone.append(key)
+        except StorageUnavailable:
+            kept.append(key)
+            if len(kept) == MOST_FAILURES:
+                break
+    return gone, kept
 
 
 def upload_of(key: str) -> str:

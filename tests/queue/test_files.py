@@ -3,19 +3,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
-from deployments.errors import BadRequest, NotFound
+from deployments.errors import BadRequest, NotFound, StorageUnavailable
 from deployments.queue import files as files_module
-from deployments.queue.files import Acl, AclRule, Files, Lifecycle, Sweeper, sweep
+from deployments.queue.files import Acl, AclRule, Files, Lifecycle, Ownership, Sweeper, sweep
 from deployments.queue.store import RequestStore
 from deployments.queue.tables import files as table
-from deployments.queue.tables import now
+from deployments.queue.tables import now, secrets
 from deployments.storage import FileStorage
+from deployments.storage.keys import MARK
 from tests.conftest import add_file
 
 SHA256 = hashlib.sha256(b"x" * 7).hexdigest()
@@ -91,7 +93,7 @@ def test_what_a_lifecycle_does_not_say_comes_from_the_default() -> None:
 
 
 async def test_readers_meet_what_the_acl_decides(files: Files) -> None:
-    await add_file(files._database, "b/1/clip.mp4", "alice", "video/mp4", 5, Lifecycle(acl=FORBID), "request-1")
+    await add_file(files.database, "b/1/clip.mp4", "alice", "video/mp4", 5, Lifecycle(acl=FORBID), "request-1")
     file = await files.get("b/1/clip.mp4")
 
     assert file
@@ -108,8 +110,8 @@ async def test_readers_meet_what_the_acl_decides(files: Files) -> None:
 
 
 async def test_a_file_is_registered_with_what_made_it(files: Files) -> None:
-    await add_file(files._database, "b/1/clip.mp4", "alice", "video/mp4", 5, Lifecycle(), "request-1")
-    await add_file(files._database, "b/2/clip.mp4", "alice", "video/mp4", 6, Lifecycle(), "request-2")
+    await add_file(files.database, "b/1/clip.mp4", "alice", "video/mp4", 5, Lifecycle(), "request-1")
+    await add_file(files.database, "b/2/clip.mp4", "alice", "video/mp4", 6, Lifecycle(), "request-2")
 
     (file,) = await files.of_request("request-1")
     assert (file.key, file.key_id, file.content_type, file.size) == ("b/1/clip.mp4", "alice", "video/mp4", 5)
@@ -146,7 +148,7 @@ async def expired(files: Files, key: str) -> None:
 async def test_an_expired_file_is_gone_at_once_and_swept_later(files: Files, storage: FileStorage) -> None:
     for key, seconds in (("b/1/a.png", 1), ("b/2/b.png", 3600), ("b/3/c.png", None)):
         await storage.write(key, pieces(b"12345"), 10)
-        await add_file(files._database, key, "alice", "image/png", 5, Lifecycle(seconds=seconds))
+        await add_file(files.database, key, "alice", "image/png", 5, Lifecycle(seconds=seconds))
     await expired(files, "b/1/a.png")
     file = await files.get("b/1/a.png")
     assert file and file.expired and [file.decide(user) for user in ("alice", None)] == ["hide", "hide"]
@@ -200,7 +202,7 @@ async def test_an_upload_that_is_just_being_finished_is_not_swept(
 
 async def test_a_batch_is_bounded(files: Files, storage: FileStorage) -> None:
     for number in range(3):
-        await add_file(files._database, f"b/{number}/a", "alice", "image/png", 5, Lifecycle(seconds=1))
+        await add_file(files.database, f"b/{number}/a", "alice", "image/png", 5, Lifecycle(seconds=1))
     async with asyncio.timeout(10):
         while len(await files.expired()) < 3:
             await asyncio.sleep(0.05)
@@ -230,7 +232,7 @@ async def test_files_without_a_lifetime_are_kept_as_long_as_the_operator_says(
 
 async def test_what_is_too_old_goes_a_batch_at_a_time(files: Files, storage: FileStorage) -> None:
     for number in range(5):
-        await add_file(files._database, f"b/{number}/a", "alice", "image/png", 5, Lifecycle())
+        await add_file(files.database, f"b/{number}/a", "alice", "image/png", 5, Lifecycle())
     await files.expire_older_than(-1, limit=3)
     assert len(await files.expired()) == 3
 
@@ -250,13 +252,14 @@ async def test_files_and_parts_that_are_nobodys_go(
     files: Files, any_storage: FileStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deployments.storage.files._LISTED_AT_ONCE", 2)
-    monkeypatch.setattr(files_module, "ORPHAN_SECONDS", -3600)  # whatever there is is old
+    whatever_there_is_is_old(monkeypatch)
+    assert not await Ownership(files.database, any_storage).confirm()  # it had no mark
     for number in range(5):
         await any_storage.write(f"b/{number}/clip.mp4", pieces(b"12345"), 10)
     await any_storage.write("samples/cat.png", pieces(b"12345"), 10)
     await any_storage.write_part("7", 1, pieces(b"12345"), 10)
     for number in (1, 3):
-        await add_file(files._database, f"b/{number}/clip.mp4", "alice", "video/mp4", 5, Lifecycle())
+        await add_file(files.database, f"b/{number}/clip.mp4", "alice", "video/mp4", 5, Lifecycle())
 
     sweeper = Sweeper(files, any_storage)
     before = await there(any_storage)
@@ -270,6 +273,114 @@ async def test_files_and_parts_that_are_nobodys_go(
     await any_storage.write("b/8/clip.mp4", pieces(b"12345"), 10)
     await sweeper.sweep()
     await any_storage.stat("b/8/clip.mp4")  # the list begins anew some hours later
+
+
+def whatever_there_is_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files_module, "ORPHAN_SECONDS", -3600)
+    monkeypatch.setattr(files_module, "CAREFUL_SECONDS", 0)
+
+
+async def test_files_without_a_row_have_an_hour_from_the_start(
+    files: Files, storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files_module, "ORPHAN_SECONDS", -3600)
+    await Ownership(files.database, storage).confirm()
+    await storage.write("b/1/clip.mp4", pieces(b"12345"), 10)
+    sweeper = Sweeper(files, storage)
+    for _ in range(5):
+        await sweeper.sweep()
+    await storage.stat("b/1/clip.mp4")
+    monkeypatch.setattr("time.monotonic", lambda real=time.monotonic: real() + 3601)
+    await sweeper.sweep()
+    assert await there(storage) == set()
+
+
+async def swept(files: Files, storage: FileStorage) -> set[str]:
+    """What is left after the whole list has been looked at twice, by processes that have just started."""
+    for _ in range(2):
+        sweeper = Sweeper(files, storage)
+        for _ in range(5):
+            await sweeper.sweep()
+    return await there(storage)
+
+
+async def test_beside_a_wrong_database_nothing_is_deleted(
+    files: Files,
+    any_storage: FileStorage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whatever_there_is_is_old(monkeypatch)
+    await Ownership(files.database, any_storage).confirm()
+    await any_storage.write("b/1/clip.mp4", pieces(b"12345"), 10)
+    empty = await RequestStore.open(f"sqlite+aiosqlite:///{tmp_path}/empty.db")
+
+    assert await swept(Files(empty.database), any_storage) == {"b/1/clip.mp4"}
+    assert "belongs to another database" in caplog.text and "README" in caplog.text
+
+    await any_storage.delete(MARK)  # as the README says
+    assert await swept(Files(empty.database), any_storage) == set()
+    await empty.close()
+
+
+async def test_beside_a_restored_database_nothing_is_deleted(
+    files: Files, storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whatever_there_is_is_old(monkeypatch)
+    ownership = Ownership(files.database, storage)
+    await ownership.confirm()
+    copied = await storage.mark()
+    assert copied and await ownership.confirm() and await storage.mark() != copied
+    async with files.database.transaction() as connection:  # as it was when it was copied
+        await connection.execute(delete(secrets).where(secrets.c.number > 1))
+    await storage.write("b/1/clip.mp4", pieces(b"12345"), 10)
+    assert await swept(files, storage) == {"b/1/clip.mp4"}
+
+    await storage.set_mark(copied)  # an older copy of the storage is no danger
+    assert await swept(files, storage) == set()
+
+
+async def test_a_file_that_cannot_be_deleted_stops_no_others(
+    files: Files, storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        await add_file(files.database, f"b/{number}/a", "alice", "image/png", 5, Lifecycle())
+        await files.expire([f"b/{number}/a"])
+    real = storage.delete
+
+    async def stuck(key: str) -> None:
+        if key == "b/0/a":
+            raise StorageUnavailable("not this one")
+        await real(key)
+
+    monkeypatch.setattr(storage, "delete", stuck)
+    assert await sweep(files, storage) == 2
+    assert await files.expired() == ["b/0/a"]
+    await add_file(files.database, "b/3/a", "alice", "image/png", 5, Lifecycle())
+    await files.expire(["b/3/a"])
+    assert set(await files.expired()) == {"b/0/a", "b/3/a"}
+    await sweep(files, storage)
+    assert await files.get("b/3/a") is None and await files.get("b/0/a")
+
+
+async def test_a_storage_that_is_away_is_soon_given_up(
+    files: Files, storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    async def away(key: str) -> None:
+        tried.append(key)
+        raise StorageUnavailable("away")
+
+    monkeypatch.setattr(storage, "delete", away)
+    keys = [f"b/{number}/a" for number in range(9)]
+    for key in keys:
+        await add_file(files.database, key, "alice", "image/png", 5, Lifecycle())
+        await files.expire([key])
+    assert await sweep(files, storage) == 0
+    assert len(tried) == files_module.MOST_FAILURES
+    assert set(await files.expired(6)) == set(keys[3:]), "those that were tried come last"
 
 
 async def test_young_files_without_a_row_stay(files: Files, any_storage: FileStorage) -> None:
