@@ -41,14 +41,16 @@ async def row(store: RequestStore, request_id: str) -> InferenceRequest:
 
 
 async def crowd(store: RequestStore, count: int, key_id: str) -> None:
-    """So many requests of a key at once."""
+    """So many requests of a key."""
     new = [new_request(key_id=key_id) for _ in range(count)]
     common = {"status": RequestStatus.IN_QUEUE, "attempt": 0, "cancel_requested": False, "created_at": 0.0}
     names = ("id", "endpoint", "model", "key_id", "priority", "batch_key", "pixel_frames", "no_retry")
     rows = [{name: getattr(each, name) for name in names} | common for each in new]
-    async with store.database.transaction() as connection:
-        await connection.execute(requests.insert(), rows)
-        await connection.execute(request_io.insert(), [{"request_id": each.id, "input": "{}"} for each in new])
+    inputs = [{"request_id": each.id, "input": "{}"} for each in new]
+    for some in (slice(start, start + 1000) for start in range(0, count, 1000)):  # a call has four seconds
+        async with store.database.transaction() as connection:
+            await connection.execute(requests.insert(), rows[some])
+            await connection.execute(request_io.insert(), inputs[some])
 
 
 # ---------------------------------------------------------------- turns
