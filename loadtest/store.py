@@ -1,15 +1,19 @@
 """What the queue's store does in a second, with little waiting and with much: ``python -m loadtest.store [--rows N]``.
 
-    SQLite, then PostgreSQL, both durable: a few requests wait ──▶ N wait ──▶ 100,000 wait (claims only)
+    SQLite, then PostgreSQL, both durable: a few requests wait ──▶ N wait
+                                           claims in turns from three queues: few, N, 100,000 wait
 
-Some clients work at once in one process, as in a gateway. A claim is to cost the same however many requests wait, and a
-status 20 ms at the most (p99) with 10,000 waiting.
+Some clients work at once in one process, as in a gateway. A status is to take 20 ms at the most (p99) with 10,000
+waiting, and a claim the same however many wait. That is measured with one client that goes from queue to queue, so that
+whatever else the machine does falls on all of them alike.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
+import statistics
 import time
 from collections.abc import Awaitable, Callable
 
@@ -37,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     with open_folder("svd-serve-store-") as folder:
         print("SQLite")
-        asyncio.run(measure(f"sqlite+aiosqlite:///{folder}/queue.db", options))
+        asyncio.run(measure(lambda name: f"sqlite+aiosqlite:///{folder}/{name}.db", options))
         if programs() is None:
             print("PostgreSQL is not installed")
             return
@@ -45,27 +49,42 @@ def main() -> None:
         server = Postgres(folder / "postgres")
         server.start()
         try:
-            asyncio.run(measure(server.create("bench"), options))
+            asyncio.run(measure(server.create, options))
         finally:
             server.stop()
 
 
-async def measure(url: str, options: argparse.Namespace) -> None:
-    """All figures of one store."""
-    store = await RequestStore.open(url)
-    await store.heartbeat(OWNER, 24 * 3600)
-    bench = Bench(store, options.clients, options.calls)
-    shallow = await bench.run("next to nothing")
-    await bench.fill(options.rows)
-    deep = await bench.run(f"{options.rows:,}")
-    await bench.fill(DEEPEST)
-    deepest = await bench.run_claims(f"{DEEPEST:,}")
+async def measure(new_database: Callable[[str], str], options: argparse.Namespace) -> None:
+    """All figures of one kind of store."""
+    depths = {"next to nothing": 0, f"{options.rows:,}": options.rows, f"{DEEPEST:,}": DEEPEST}
+    benches = []
+    for number, (waiting, depth) in enumerate(depths.items()):
+        bench = Bench(await RequestStore.open(new_database(f"bench{number}")), options.clients, options.calls)
+        await bench.start(depth)
+        benches.append(bench)
+        if depth != DEEPEST:
+            await bench.run(waiting)
     for size in SIZES:
-        print(
-            f"  a claim of {size} takes {deep[size] / shallow[size]:.2f} times as long where {options.rows:,} wait, "
-            f"{deepest[size] / shallow[size]:.2f} times where {DEEPEST:,} do"
+        few, *more = await in_turns(benches, size, options.calls // 4)
+        ratios = ", ".join(
+            f"{many / few:.2f} times as long where {name} wait" for name, many in zip([*depths][1:], more, strict=True)
         )
-    await store.close()
+        print(f"  claim of {size}, in turns: {few * 1000:.1f} ms (median) where few wait, {ratios}")
+    for bench in benches:
+        await bench.close()
+
+
+async def in_turns(benches: list[Bench], size: int, calls: int) -> list[float]:
+    """The median time of a claim from each queue, one after the other."""
+    took: list[list[float]] = [[] for _ in benches]
+    for bench in benches:
+        await bench.fill(calls * size, more=True)
+    for _ in range(calls):
+        for bench, times in zip(benches, took, strict=True):
+            began = time.perf_counter()
+            await bench.claim(size)
+            times.append(time.perf_counter() - began)
+    return [statistics.median(times) for times in took]
 
 
 class Bench:
@@ -78,30 +97,32 @@ class Bench:
         self._submitted = 0
         self._attempts: list[Attempt] = []
 
-    async def run(self, waiting: str) -> dict[int, float]:
-        """Print every figure; answer a claim's median time, for each size of a batch."""
+    async def start(self, rows: int) -> None:
+        """Let so many requests wait, and hold the lease of all that is claimed."""
+        await self._store.heartbeat(OWNER, 24 * 3600)
+        await self.fill(rows)
+
+    async def close(self) -> None:
+        """Close the store."""
+        await self._store.close()
+
+    async def run(self, waiting: str) -> None:
+        """Print every figure."""
         one = await self._store.submit(self._new())
         await self._time("submit", waiting, lambda: self._store.submit(self._new()))
         await self._time("status", waiting, lambda: self._store.get(one.id))
         await self._time("positions", waiting, lambda: Positions(self._store).ahead(one))
         await self._time("is there work", waiting, lambda: self._store.models_with_work([MODEL]))
-        claims = await self.run_claims(waiting)
-        done = Outcome(200, {"seed": 1})
-        await self._time("complete", waiting, lambda: self._store.complete(self._attempts.pop(), OWNER, done))
-        return claims
-
-    async def run_claims(self, waiting: str) -> dict[int, float]:
-        """Print what claims take; answer their median times."""
-        medians = {}
         for size in SIZES:
             await self.fill(self._calls * size, more=True)
-            limits = BatchLimits(max_batch_size=size)
+            await self._time(f"claim of {size}", waiting, functools.partial(self.claim, size))
+        done = Outcome(200, {"seed": 1})
+        await self._time("complete", waiting, lambda: self._store.complete(self._attempts.pop(), OWNER, done))
 
-            async def claim(limits: BatchLimits = limits) -> None:
-                self._attempts += await self._store.claim(MODEL, OWNER, limits, 10**6)
-
-            medians[size] = await self._time(f"claim of {size}", waiting, claim)
-        return medians
+    async def claim(self, size: int) -> None:
+        """Claim a batch of so many."""
+        limits = BatchLimits(max_batch_size=size)
+        self._attempts += await self._store.claim(MODEL, OWNER, limits, max_running_per_key=10**6)
 
     async def fill(self, rows: int, more: bool = False) -> None:
         """Let so many requests wait, or so many more."""
@@ -117,8 +138,8 @@ class Bench:
         key_id = f"key {self._submitted % KEYS}"
         return NewRequest("fal-ai/svd", MODEL, key_id, "{}", batch_key=f"steps={self._submitted % 3}")
 
-    async def _time(self, what: str, waiting: str, call: Callable[[], Awaitable[object]]) -> float:
-        """Print how many of these calls are answered in a second, and when; answer their median time."""
+    async def _time(self, what: str, waiting: str, call: Callable[[], Awaitable[object]]) -> None:
+        """Print how many of these calls are answered in a second, and when."""
         took: list[float] = []
 
         async def work() -> None:
@@ -134,7 +155,6 @@ class Bench:
         median, slow = took[len(took) // 2], took[int(len(took) * 0.99)]
         label = f"{what} ({waiting} waiting)"
         print(f"  {label:38} {rate:6.0f}/s   p50 {median * 1000:6.1f} ms   p99 {slow * 1000:6.1f} ms", flush=True)
-        return median
 
 
 def _row(new: NewRequest) -> dict[str, object]:
