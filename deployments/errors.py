@@ -7,6 +7,7 @@
     │   ├── Unauthenticated        401
     │   ├── Forbidden              403
     │   ├── NotFound               404
+    │   ├── Conflict               409
     │   ├── PayloadTooLarge        413
     │   ├── QueueFull              429
     │   ├── ClientCancelled        499
@@ -116,6 +117,12 @@ class NotFound(PlatformError):
     """No such endpoint, request or file, or not this caller's."""
 
     status, type = 404, "not_found"
+
+
+class Conflict(PlatformError):
+    """Somebody else is at it; it may be tried again, and clients do."""
+
+    status, type = 409, "bad_request"
 
 
 class PayloadTooLarge(PlatformError):

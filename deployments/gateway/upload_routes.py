@@ -7,22 +7,35 @@
                        PUT <file>/multipart/<id>/<n> …, POST …/complete ◀──────┘──▶ whole
 
 A body goes to the storage as it comes. The file's row is there first, so that whatever becomes of the upload, the sweep
-finds it.
+finds it. Where several calls may write one file, one at a time does: it claims the row, and says again and again that
+it is still there.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated
 from urllib.parse import urlencode
+from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
-from deployments.errors import BadRequest, ClientCancelled, NotFound, PayloadTooLarge, Unauthenticated
+from deployments.errors import (
+    BadRequest,
+    ClientCancelled,
+    Conflict,
+    NotFound,
+    PayloadTooLarge,
+    Unauthenticated,
+    Unavailable,
+)
 from deployments.gateway.auth import Caller
 from deployments.gateway.service import Service
 from deployments.gateway.submission import read_model
@@ -30,6 +43,16 @@ from deployments.queue.files import FileRecord, Lifecycle, upload_of
 from deployments.storage import Stored, new_key
 
 MOST_PARTS = 10_000
+SILENT_SECONDS = 60.0
+"""A caller of whose body nothing comes for so long has gone away, though its connection may not say so."""
+
+WRITER_SECONDS = 30.0
+"""How long a call that does not say that it goes on is taken for the writer of a file."""
+
+CLAIM_SECONDS = 10.0
+ASK_SECONDS = 0.5
+"""How long a call waits for another to stop writing its file, and how often it asks."""
+
 LONGEST_NAME_BYTES = 200
 UNNAMED = "upload.bin"
 UNTYPED = "application/octet-stream"
@@ -118,9 +141,10 @@ def upload_router(service: Service) -> APIRouter:
     async def complete(key: str, upload_id: str, request: Request) -> Response:
         file = await uploads.own(key, upload_id, request)
         parts = _in_order((await read_model(request, Complete)).parts)
-        if file.size is None:  # else the answer to an earlier call was lost on the way
-            stored = await service.storage.join(upload_id, parts, key, service.max_upload_bytes, file.content_type)
-            await uploads.finish(key, stored)
+        async with uploads.writing(key) as writer:
+            if writer:  # else the answer to an earlier call was lost on the way
+                stored = await service.storage.join(upload_id, parts, key, service.max_upload_bytes, file.content_type)
+                await uploads.finish(key, stored, writer)
         await service.storage.discard(upload_id)  # not before: a call that was cut off can be made again
         return JSONResponse({"access_url": service.storage.url_of(key)})
 
@@ -128,7 +152,10 @@ def upload_router(service: Service) -> APIRouter:
     async def put(key: str, request: Request) -> Response:
         file = await uploads.own_unfinished(key, None, request)
         uploads.check_length(request)
-        await uploads.receive(key, request, file.content_type)
+        async with uploads.writing(key) as writer:
+            if not writer:
+                raise _finished()
+            await uploads.receive(key, request, file.content_type, writer)
         return JSONResponse({"file_url": service.storage.url_of(key)})
 
     return router
@@ -228,24 +255,84 @@ class Uploads:
         if length.isdecimal() and int(length) > self._service.max_upload_bytes:
             raise PayloadTooLarge(f"The file has more than {self._service.max_upload_bytes} bytes")
 
-    async def receive(self, key: str, request: Request, content_type: str) -> None:
+    @asynccontextmanager
+    async def writing(self, key: str) -> AsyncIterator[str | None]:
+        """Write a file that other calls may want to write too; None where one of them has finished it.
+
+        Raises:
+            Conflict: Another is at it.
+            NotFound: The upload has expired.
+            Unavailable: The database was away for so long that another may have begun.
+        """
+        writer = await self._claim(key)
+        if writer is None:
+            yield None
+            return
+        try:
+            async with asyncio.timeout(WRITER_SECONDS) as lease:
+                renewing = asyncio.create_task(self._renew(key, writer, lease))
+                try:
+                    yield writer
+                finally:
+                    renewing.cancel()
+        except BaseException as error:
+            with suppress(Unavailable):  # the claim ends by itself
+                await self._service.files.release(key, writer)
+            if isinstance(error, TimeoutError):
+                raise Unavailable("The request store cannot be written at the moment") from None
+            raise
+
+    async def _claim(self, key: str) -> str | None:
+        """Become the writer of a file. A call that broke off gives it up at once, so there is some time for that."""
+        writer, give_up = uuid4().hex, time.monotonic() + CLAIM_SECONDS
+        while not await self._service.files.claim(key, writer, WRITER_SECONDS):
+            file = await self._service.files.get(key)
+            if file is None or file.expired:
+                raise NotFound("No such upload")
+            if file.size is not None:
+                return None
+            if time.monotonic() > give_up:
+                raise _busy()
+            await asyncio.sleep(ASK_SECONDS)
+        return writer
+
+    async def _renew(self, key: str, writer: str, lease: asyncio.Timeout) -> None:
+        """Go on being the writer. It ends with the claim: then somebody else may be."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(WRITER_SECONDS / 4)
+            asked = clock()
+            with suppress(Unavailable):
+                if await self._service.files.claim(key, writer, WRITER_SECONDS):
+                    lease.reschedule(asked + WRITER_SECONDS)
+
+    async def receive(self, key: str, request: Request, content_type: str, writer: str | None = None) -> None:
         """Store the body of a request as a file."""
         most = self._service.max_upload_bytes
-        await self.finish(key, await self._service.storage.write(key, _pieces(request), most, content_type))
+        await self.finish(key, await self._service.storage.write(key, _pieces(request), most, content_type), writer)
 
-    async def finish(self, key: str, stored: Stored) -> None:
+    async def finish(self, key: str, stored: Stored, writer: str | None = None) -> None:
         """Let a file that is whole be seen.
 
         Raises:
+            Conflict: Another has written it meanwhile.
             NotFound: It took so long that the upload has expired.
         """
-        if not await self._service.files.finish(key, stored.size, stored.sha256):
-            await self._service.storage.delete(key)
-            raise NotFound("No such upload")
+        if await self._service.files.finish(key, stored.size, stored.sha256, writer):
+            return
+        file = await self._service.files.get(key)
+        if file and not file.expired:
+            raise _busy()
+        await self._service.storage.delete(key)
+        raise NotFound("No such upload")
 
 
 def _finished() -> BadRequest:
     return BadRequest("The upload has ended; begin another")
+
+
+def _busy() -> Conflict:
+    return Conflict("Another call is writing this file; try again in a moment")
 
 
 def clean_name(name: str) -> str:
@@ -289,8 +376,13 @@ def _in_order(parts: Sequence[UploadedPart]) -> list[tuple[int, str]]:
 
 
 async def _pieces(request: Request) -> AsyncIterator[bytes]:
-    try:
-        async for piece in request.stream():
-            yield piece
-    except ClientDisconnect:
-        raise ClientCancelled("The caller went away during the upload") from None
+    stream = aiter(request.stream())
+    while True:
+        try:
+            async with asyncio.timeout(SILENT_SECONDS):
+                piece = await anext(stream, None)
+        except (ClientDisconnect, TimeoutError):
+            raise ClientCancelled("The caller went away during the upload") from None
+        if piece is None:
+            return
+        yield piece

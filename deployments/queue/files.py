@@ -1,9 +1,9 @@
 """Whose a stored file is, who may read it and until when. The bytes stand in the file storage under the same key.
 
-    begin ──▶ being uploaded ── finish ──▶ whole ──▶ expired ── sweep ──▶ gone, row and bytes
-                     └── given up for a day ────────────▲
+    begin ──▶ being uploaded ── claim, finish ──▶ whole ──▶ expired ── sweep ──▶ gone, row and bytes
+                     └── given up for a day ───────────────────▲
 
-    no lifetime ── kept so long as the operator says ─────▲
+    no lifetime ── kept so long as the operator says ─────────▲
 
 A file without a row is anybody's to read: a sample for ever, one below ``b/`` until ``Sweeper`` finds it.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from sqlalchemy import Row, Select, and_, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.errors import BadRequest, StorageUnavailable
@@ -182,12 +182,37 @@ class Files:
             await connection.execute(insert(table).values(row))
 
     @uninterrupted
-    async def finish(self, key: str, size: int, sha256: str) -> bool:
-        """Record that a file is whole; its life begins. False where it has expired meanwhile: it is being swept."""
-        alive = and_(table.c.key == key, or_(table.c.expires_at.is_(None), table.c.expires_at > now()))
+    async def claim(self, key: str, writer: str, seconds: float) -> bool:
+        """Let one call alone write an upload, for so long; the same again to go on. False where it may not."""
+        free = or_(table.c.writer.is_(None), table.c.writer == writer, table.c.writing_until <= now())
+        claimed = update(table).where(_coming_in(key), free).values(writer=writer, writing_until=now() + seconds)
+        async with self.database.transaction() as connection:
+            return bool((await connection.execute(claimed)).rowcount)
+
+    @uninterrupted
+    async def release(self, key: str, writer: str) -> None:
+        """Let others write an upload that this call had claimed."""
+        mine = update(table).where(table.c.key == key, table.c.writer == writer)
+        async with self.database.transaction() as connection:
+            await connection.execute(mine.values(writer=None, writing_until=None))
+
+    @uninterrupted
+    async def finish(self, key: str, size: int, sha256: str, writer: str | None = None) -> bool:
+        """Record that a file is whole; its life begins.
+
+        Args:
+            key: The file's key.
+            size: Its length in bytes.
+            sha256: Its hash.
+            writer: Who has claimed it; None where nobody has.
+
+        Returns:
+            False where it is whole already, another writes it, or it has expired meanwhile: it is being swept.
+        """
+        mine = update(table).where(_coming_in(key), table.c.writer == writer)
         values = {"size": size, "sha256": sha256, "created_at": now(), "expires_at": now() + table.c.lifetime}
         async with self.database.transaction() as connection:
-            done = await connection.execute(update(table).where(alive).values(values))
+            done = await connection.execute(mine.values(values | {"writer": None, "writing_until": None}))
             return bool(done.rowcount)
 
     @uninterrupted
@@ -400,6 +425,12 @@ def _row_of(key: str, key_id: str, content_type: str, lifecycle: Lifecycle) -> d
         "lifetime": lifecycle.seconds,
         "acl": lifecycle.acl.model_dump_json() if lifecycle.acl else None,
     }
+
+
+def _coming_in(key: str) -> ColumnElement[bool]:
+    return and_(
+        table.c.key == key, table.c.size.is_(None), or_(table.c.expires_at.is_(None), table.c.expires_at > now())
+    )
 
 
 def _files() -> Select[Any]:

@@ -176,6 +176,8 @@ files = Table(
     Column("lifetime", Float, comment="Seconds it is kept once it is whole; null for ever"),
     Column("expires_at", Float, index=True, comment="When it, or an upload that was given up, is to be deleted"),
     Column("acl", Text, comment="Who may read it, as JSON; null for anybody"),
+    Column("writer", String(36), comment="The call that is writing it"),
+    Column("writing_until", Float, comment="When that call counts as dead"),
 )
 Index(
     "files_without_end",

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from deployments.errors import Unavailable
+from deployments.gateway import upload_routes
 from deployments.gateway.upload_routes import LONGEST_NAME_BYTES, clean_name, media_type
 from deployments.queue.files import Files
 from deployments.queue.keys import Keys
@@ -275,6 +276,102 @@ async def test_a_file_that_is_whole_stays_as_it_is(gateway: Gateway, stored: Pat
     assert await files_in(stored) == files
 
 
+class Body:
+    """The body of an upload that comes when the test lets it."""
+
+    def __init__(self, content: bytes) -> None:
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        self._content = content
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._content[:1]
+        self.begun.set()
+        await self.go_on.wait()
+        yield self._content[1:]
+
+
+async def upload_slowly(gateway: Gateway, url: str) -> tuple[Body, asyncio.Task[httpx.Response]]:
+    body = Body(b"AAAA")
+    putting = asyncio.create_task(gateway.client.put(url, content=aiter(body), headers=NOBODY))
+    await body.begun.wait()
+    return body, putting
+
+
+async def test_of_two_who_write_one_file_the_first_does(gateway: Gateway) -> None:
+    upload_url, file_url = await initiate(gateway)
+    body, first = await upload_slowly(gateway, upload_url)
+    second = asyncio.create_task(gateway.client.put(upload_url, content=b"BBBB", headers=NOBODY))
+    await asyncio.wait([second], timeout=0.3)
+    assert not second.done()
+    body.go_on.set()
+    assert ((await first).status_code, (await second).status_code) == (200, 400)
+    assert (await fetch(gateway, file_url)).content == b"AAAA"
+
+
+async def test_who_waits_too_long_for_another_writer_is_told(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload_routes, "CLAIM_SECONDS", 0.1)
+    upload_url, _ = await initiate(gateway)
+    body, first = await upload_slowly(gateway, upload_url)
+    reply = await gateway.client.put(upload_url, content=b"BBBB", headers=NOBODY)
+    assert (reply.status_code, reply.json()["error_type"]) == (409, "bad_request")
+    body.go_on.set()
+    assert (await first).status_code == 200
+
+
+async def test_an_upload_that_broke_off_may_be_tried_again_at_once(gateway: Gateway) -> None:
+    upload_url, file_url = await initiate(gateway)
+    _, first = await upload_slowly(gateway, upload_url)
+    second = asyncio.create_task(gateway.client.put(upload_url, content=b"BBBB", headers=NOBODY))
+    await asyncio.wait([second], timeout=0.3)
+    first.cancel()
+    assert (await second).status_code == 200
+    assert (await fetch(gateway, file_url)).content == b"BBBB"
+
+
+async def test_a_writer_that_was_killed_is_followed_by_another(gateway: Gateway) -> None:
+    upload_url, file_url = await initiate(gateway)
+    key = gateway.storage.key_of(file_url)
+    assert key and await Files(gateway.store.database).claim(key, "killed", 1)
+    assert (await gateway.client.put(upload_url, content=b"BBBB", headers=NOBODY)).status_code == 200
+    assert (await fetch(gateway, file_url)).content == b"BBBB"
+
+
+async def test_a_writer_that_takes_long_stays_the_writer(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload_routes, "WRITER_SECONDS", 1.0)
+    upload_url, file_url = await initiate(gateway)
+    body, first = await upload_slowly(gateway, upload_url)
+    second = asyncio.create_task(gateway.client.put(upload_url, content=b"BBBB", headers=NOBODY))
+    await asyncio.wait([second], timeout=2.5)
+    body.go_on.set()
+    assert ((await first).status_code, (await second).status_code) == (200, 400)
+    assert (await fetch(gateway, file_url)).content == b"AAAA"
+
+
+async def test_a_writer_that_cannot_say_that_it_goes_on_ends(
+    gateway: Gateway, stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload_routes, "WRITER_SECONDS", 1.0)
+    upload_url, _ = await initiate(gateway)
+    _, first = await upload_slowly(gateway, upload_url)
+
+    async def away(*asked: Any) -> bool:
+        raise Unavailable("away")
+
+    monkeypatch.setattr(Files, "claim", away)
+    assert (await first).status_code == 503
+    assert await files_in(stored) == []
+
+
+async def test_a_caller_who_falls_silent_has_gone_away(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload_url, file_url = await initiate(gateway)
+    with monkeypatch.context() as patch:
+        patch.setattr(upload_routes, "SILENT_SECONDS", 0.2)
+        _, first = await upload_slowly(gateway, upload_url)
+        assert (await first).status_code == 499
+    assert (await gateway.client.put(upload_url, content=b"BBBB", headers=NOBODY)).status_code == 200
+    assert (await fetch(gateway, file_url)).content == b"BBBB"
+
+
 async def test_an_initiated_upload_keeps_its_lifecycle(gateway: Gateway) -> None:
     reply = await gateway.client.post(
         "/storage/upload/initiate",
@@ -398,13 +495,22 @@ async def test_completing_twice_is_completing_once(gateway: Gateway) -> None:
     assert (await fetch(gateway, url)).content == b"x"
 
 
+async def test_completing_twice_at_once_is_completing_once(gateway: Gateway, stored: Path) -> None:
+    url, upload = await create(gateway, {})
+    part = await put_part(gateway, upload, 1, b"x")
+    replies = await asyncio.gather(*(complete(gateway, upload, [part]) for _ in range(5)))
+    assert [reply.status_code for reply in replies] == [200] * 5
+    assert (await fetch(gateway, url)).content == b"x"
+    assert len(await files_in(stored)) == 1
+
+
 async def test_completing_that_is_cut_off_can_be_made_again(
     gateway: Gateway, stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, upload = await create(gateway, {})
     part = await put_part(gateway, upload, 1, b"x")
 
-    async def away(files: Files, key: str, size: int, sha256: str) -> bool:
+    async def away(*asked: Any) -> bool:
         raise Unavailable("away")
 
     with monkeypatch.context() as patch:

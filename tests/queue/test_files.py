@@ -132,6 +132,27 @@ async def test_nobody_sees_an_upload_before_it_is_finished(files: Files) -> None
     assert not await files.finish("b/2/a.png", 7, SHA256)
 
 
+async def test_one_call_at_a_time_writes_an_upload(files: Files) -> None:
+    await files.begin("b/1/a.png", "alice", "image/png", Lifecycle())
+    assert await files.claim("b/1/a.png", "one", 60)
+    assert await files.claim("b/1/a.png", "one", 60), "it goes on"
+    assert not await files.claim("b/1/a.png", "two", 60)
+    await files.release("b/1/a.png", "two")
+    assert not await files.claim("b/1/a.png", "two", 60)
+    await files.release("b/1/a.png", "one")
+    assert await files.claim("b/1/a.png", "two", 0), "and dies at once"
+    assert await files.claim("b/1/a.png", "three", 60)
+
+    for writer in ("two", None):
+        assert not await files.finish("b/1/a.png", 8, SHA256, writer)
+    assert await files.finish("b/1/a.png", 7, SHA256, "three")
+    assert not await files.claim("b/1/a.png", "four", 60), "it is whole"
+    for writer in ("three", None):
+        assert not await files.finish("b/1/a.png", 8, SHA256, writer)
+    done = await files.get("b/1/a.png")
+    assert done and done.size == 7
+
+
 async def test_an_upload_without_a_lifetime_is_kept_once_it_is_finished(files: Files) -> None:
     await files.begin("b/1/a.png", "alice", "image/png", Lifecycle())
     await files.finish("b/1/a.png", 7, SHA256)

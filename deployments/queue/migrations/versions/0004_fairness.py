@@ -1,4 +1,4 @@
-"""Whose turn it is, when a lost attempt may be followed by the next, what kills replicas; the hash of a file."""
+"""Whose turn it is, when a lost attempt may be followed by the next, what kills replicas; a file's hash and writer."""
 
 import json
 import re
@@ -51,12 +51,14 @@ def upgrade() -> None:
         sa.Column("key_id", sa.Text, primary_key=True),
         sa.Column("served_at", sa.Float, nullable=False, comment="When a request of this key was last claimed"),
     )
-    op.add_column(
-        "files",
+    for column in (
         sa.Column(
             "sha256", sa.String(64), comment="Of its bytes, in hex; null where it was stored by code that did not say"
         ),
-    )
+        sa.Column("writer", sa.String(36), comment="The call that is writing it"),
+        sa.Column("writing_until", sa.Float, comment="When that call counts as dead"),
+    ):
+        op.add_column("files", column)
     endless = sa.text("expires_at IS NULL")
     op.create_index("files_without_end", "files", ["created_at"], sqlite_where=endless, postgresql_where=endless)
     _record_files(op.get_bind())
