@@ -46,7 +46,7 @@ def file_router(service: Service) -> APIRouter:
         headers = _headers(key, stat, file)
         if _lists(request.headers.get("if-none-match"), stat.etag):
             return Response(status_code=304, headers=headers)
-        if request.method == "GET" and (url := await _signed(service, key)):
+        if request.method == "GET" and (url := await _signed(service, key, file, request)):
             return RedirectResponse(url, headers={"cache-control": "no-store", "x-content-type-options": "nosniff"})
         status, start, end = 200, 0, stat.size
         if asked := _asked_range(request, stat):
@@ -106,9 +106,16 @@ async def _readable(service: Service, key: str, request: Request) -> FileRecord 
     return await service.may_read(key, user, request.query_params.get("token"))
 
 
-async def _signed(service: Service, key: str) -> str | None:
-    """A bucket's own address of a file, where the operator wants readers to go there."""
-    return await service.storage.signed_url(key, service.signed_seconds) if service.signed_seconds else None
+async def _signed(service: Service, key: str, file: FileRecord | None, request: Request) -> str | None:
+    """A bucket's own address of a file, where the operator wants readers to go there.
+
+    Such an address asks nobody. So it ends with the file, and there is none where the right to read is somebody's own.
+    """
+    if not service.signed_seconds or (file and file.acl) or "token" in request.query_params:
+        return None
+    left = file.expires_at - time.time() if file and file.expires_at else service.signed_seconds
+    seconds = min(service.signed_seconds, left)
+    return await service.storage.signed_url(key, seconds) if seconds >= 1 else None
 
 
 async def _own(service: Service, url: str, caller: Caller) -> FileRecord:

@@ -124,10 +124,25 @@ async def test_nobody_is_sent_who_may_not_read(sending: Gateway) -> None:
     forbid = '{"initial_acl": {"default": "forbid"}}'
     url = await upload(sending, CONTENT, "clip.mp4", "video/mp4", **{"x-fal-object-lifecycle": forbid})
     assert (await sending.client.get(url, headers=NOBODY)).status_code == 403
-    assert (await sending.client.get(url)).status_code == 307
-    signed = await sending.client.post("/v1/storage/files/sign", params={"url": url}, json={"expiration_seconds": 60})
-    assert (await sending.client.get(signed.json()["signed_url"], headers=NOBODY)).status_code == 307
+    own = await sending.client.get(url)
+    assert (own.status_code, own.content) == (200, CONTENT), "the bucket's address would be good for anybody"
+    signed = await sending.client.post("/v1/storage/files/sign", params={"url": url}, json={"expiration_seconds": 2})
+    assert (await sending.client.get(signed.json()["signed_url"], headers=NOBODY)).status_code == 200
     assert (await sending.client.get(f"{URL}/files/b/0/clip.mp4", headers=NOBODY)).status_code == 404
+
+
+async def test_a_buckets_address_ends_with_the_file_and_with_a_signature(sending: Gateway) -> None:
+    soon = {"x-fal-object-lifecycle": '{"expiration_duration_seconds": 20}'}
+    url = await upload(sending, CONTENT, "clip.mp4", "video/mp4", **soon)
+    sent = await sending.client.get(url, headers=NOBODY)
+    assert sent.status_code == 307
+    assert int(httpx.URL(sent.headers["location"]).params["X-Amz-Expires"]) <= 20
+
+    url = await upload(sending, CONTENT, "clip.mp4", "video/mp4")
+    sent = await sending.client.get(url, headers=NOBODY)
+    assert int(httpx.URL(sent.headers["location"]).params["X-Amz-Expires"]) == 60
+    signed = await sending.client.post("/v1/storage/files/sign", params={"url": url}, json={"expiration_seconds": 2})
+    assert (await sending.client.get(signed.json()["signed_url"], headers=NOBODY)).status_code == 200
 
 
 async def test_clients_follow(store: RequestStore, bucket_url: str, tmp_path: Path) -> None:
