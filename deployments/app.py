@@ -7,6 +7,7 @@ Annotations are not postponed here: Serve reads ``build_app``'s to know what to 
 """
 
 import asyncio
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -159,6 +160,16 @@ async def find_abandoned(attempts: Mapping[str, int]) -> set[str]:
     return answer
 
 
+async def paint(painter: DeploymentHandle[Any], input: str) -> Any:
+    """Have a picture painted. Who does not wait for it any more ends it: Serve does not do so by itself."""
+    painting: Any = painter.paint.remote(input)
+    try:
+        return await painting
+    except asyncio.CancelledError:
+        painting.cancel()
+        raise
+
+
 class VideoDeployment(VideoReplica):
     """The Serve deployment of one video model."""
 
@@ -170,8 +181,8 @@ class VideoDeployment(VideoReplica):
         storage = open_storage()
         files = FileSource(storage, Settings().fetch_allow_private)
         model.setup(open_device())
-        paint = {id: handle.paint.remote for id, handle in painters.items()}
-        super().__init__(model, endpoints, paint, storage, files, find_abandoned)
+        paints = {id: functools.partial(paint, handle) for id, handle in painters.items()}
+        super().__init__(model, endpoints, paints, storage, files, find_abandoned)
 
 
 class PictureDeployment(PictureReplica):

@@ -45,8 +45,9 @@ RESERVE_SECONDS = 5.0
 """A reservation takes this long where every place is taken; or where its replica is about to die and answers nothing.
 Then another is asked for beside it."""
 
-MOST_RESERVATIONS = 3
-"""How many may be asked for beside each other. None is given up: Serve would go on with it all the same."""
+MOST_RESERVATIONS = 4
+"""How many may be asked for beside each other. None is given up: Serve would go on with it all the same. Serve trusts
+for ten seconds what it last knew of a replica: the first of them may all go to the one that does not answer."""
 
 _TIDY_SECONDS = 5.0
 """How long the last lines and deletions may take on the way out."""
