@@ -130,7 +130,10 @@ async def test_requests_stay_in_the_queue_until_a_replica_is_free(store: Request
     requests = [await store.submit(new_request()) for _ in range(5)]
     replicas = FakeReplicas(hold, places=2)
     async with running(store, replicas):
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(10):
+            while len(replicas.batches) < 2:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)  # for a third, which does not come
         assert len(replicas.batches) == 2
         assert len(await store.waiting(MODEL)) == 3
         release.set()
