@@ -129,8 +129,9 @@ class Batch:
             await self._end_all(RunnerServerError("The model failed").failure())
         elif isinstance(error, RayError | RayServeException):
             await self._lose(f"the replica was lost ({type(error).__name__})", crashed=await has_crashed(error))
-        else:
-            raise error
+        else:  # a fault of ours: each time counts, so that it cannot go on for ever
+            logger.error("what a replica said was not understood", exc_info=error)
+            await self._lose("what the replica said was not understood")
 
     # ---------------------------------------------------------------- events
 

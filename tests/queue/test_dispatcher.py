@@ -208,6 +208,21 @@ async def test_bug_in_a_replica_is_a_500_and_is_not_retried(store: RequestStore)
     assert "secret" not in str(await store.output(request.id))
 
 
+async def test_a_replica_that_is_not_understood_loses_the_attempt_which_counts(store: RequestStore) -> None:
+    async def speak_of_another_once(attempts: list[Attempt]) -> AsyncIterator[Event]:
+        if attempts[0].number == 1:
+            yield Begun(ids_of(attempts))
+            yield Dropped("somebody else's")
+        async for event in finish(attempts):
+            yield event
+
+    request = await store.submit(new_request())
+    async with running(store, FakeReplicas(speak_of_another_once)):
+        final = await ended(store, request)
+    assert (final.attempt, final.status_code) == (2, 200)
+    assert "not understood" in (await store.logs(request.id))[0].message
+
+
 async def test_dropped_attempt_of_a_cancelled_request_ends_it_as_cancelled(store: RequestStore) -> None:
     async def until_cancelled(attempts: list[Attempt]) -> AsyncIterator[Event]:
         numbers = {attempt.request_id: attempt.number for attempt in attempts}
