@@ -49,7 +49,7 @@ def _add_requests(commands: Any) -> None:
     actions = requests.add_subparsers(required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="the newest requests")
     listing.add_argument("--status", choices=STATUSES)
-    listing.add_argument("--limit", type=int, default=50)
+    listing.add_argument("--limit", type=_count, default=50)
     show = actions.add_parser("show", help="all that is known of a request")
     retry = actions.add_parser("retry", help="submit the input of a request again, as a new request")
     cancel = actions.add_parser("cancel", help="cancel a request, as its caller could")
@@ -74,7 +74,7 @@ def _add_webhooks(commands: Any) -> None:
     actions = webhooks.add_subparsers(required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="the webhooks of the newest requests")
     listing.add_argument("--state", choices=("WAITING", "DUE", "DELIVERED", "UNDELIVERED"))
-    listing.add_argument("--limit", type=int, default=100)
+    listing.add_argument("--limit", type=_count, default=100)
     listing.set_defaults(run=_told(_list_webhooks))
     again = actions.add_parser("redeliver", help="deliver once more, with all its attempts, whatever came of it before")
     which = again.add_mutually_exclusive_group(required=True)
@@ -222,6 +222,13 @@ def _filter(options: argparse.Namespace) -> Filter:
         failed=options.failed,
         since=options.since,
     )
+
+
+def _count(text: str) -> int:
+    """A number of things to show."""
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError("write a number above 0")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

@@ -10,9 +10,17 @@ from typing import Any
 LONGEST_TEXT = 200
 MOST_ITEMS = 20
 _DATA_URI = re.compile(r"data:([\w/+.-]*)((?:;[\w=-]+)*),[^\s\"'<>]*")
-_USER_OF_URL = re.compile(r"(?<=://)[^\s/@\"']+@")
+_USER_OF_URL = re.compile(r"(?<=://)(?:[^\s/:\"'<>]{0,200}:[^\s\"'<>]{0,500}|[^\s/\"'<>]{1,200})@")
+"""A password may hold anything; sooner a host is left out than a part of one is shown."""
+
 _REST_OF_URL = re.compile(r"(\w+://[^\s?#\"'<>]+)[?#][^\s\"'<>]+")
-_SECRET_NAME = re.compile("authorization|password|secret|token|api_?key|credential|cookie|signature", re.IGNORECASE)
+_SECRETS = "authorization|password|secret|token|api_?key|credential|cookie|signature"
+_SECRET_NAME = re.compile(_SECRETS, re.IGNORECASE)
+_SECRET_HEADER = re.compile(r"((?:authorization|cookie)\s{0,9}[:=]\s{0,9})\S[^\r\n]*", re.IGNORECASE)
+_SECRET_VALUE = re.compile(
+    rf"((?:{_SECRETS})[\w-]{{0,40}}[\"']?\s{{0,9}}[=:]\s{{0,9}})(?:\"[^\"]*\"?|'[^']*'?|[^\s\"'&;,<>]+)", re.IGNORECASE
+)
+_SECRET_SCHEME = re.compile(r"\b(bearer\s{1,9}|key\s{1,9}(?=[^\s:]{1,99}:\S))[^\s\"'&;,<>]+", re.IGNORECASE)
 
 
 def presentable(value: Any, longest: int = LONGEST_TEXT) -> Any:
@@ -33,6 +41,8 @@ def presentable(value: Any, longest: int = LONGEST_TEXT) -> Any:
 def _presentable_text(text: str, longest: int) -> str:
     text = _DATA_URI.sub(lambda found: f"data:{found[1]}{found[2]},… ({len(found[0])} characters)", text)
     text = _REST_OF_URL.sub(r"\1?…", _USER_OF_URL.sub("…@", text))
+    for secret in (_SECRET_HEADER, _SECRET_VALUE, _SECRET_SCHEME):
+        text = secret.sub(r"\1…", text)
     return text if len(text) <= longest else f"{text[:longest]}… ({len(text)} characters)"
 
 

@@ -7,9 +7,11 @@ import json
 import re
 import subprocess
 import sys
+import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import update
@@ -389,6 +391,33 @@ def test_no_database_is_made_where_there_is_none(
     assert not (tmp_path / "elsewhere").exists()
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_an_empty_database_is_told_and_stays_empty(
+    kind: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/empty.db"
+    if kind == "postgresql":
+        url = request.getfixturevalue("postgres").create(f"test_{uuid4().hex}")
+    else:
+        (tmp_path / "empty.db").touch()
+    monkeypatch.setenv("SVD_DATABASE_URL", url)
+    for _ in range(2):
+        assert cli.main(["requests", "list"]) == 1
+        assert "is no database of svd-serve" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "x", "1.5", ""])
+def test_a_limit_is_above_nought(desk: Desk, limit: str) -> None:
+    for command in ("requests", "webhooks"):
+        with pytest.raises(SystemExit):
+            cli.main([command, "list", f"--limit={limit}"])
+        assert "write a number above 0" in desk.capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
@@ -439,6 +468,37 @@ def test_a_reader_that_goes_away_is_borne(desk: Desk, tmp_path: Path) -> None:
 )
 def test_a_span_is_said_in_two_units(seconds: float | None, said: str) -> None:
     assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://user:hid@den@example.com/x",
+        "https://user:hid/den@example.com/x",
+        "https://user:hid?den#hidden@example.com/x",
+        "https://hidden@example.com/x",
+        "the receiver said token=hidden",
+        "https://example.com/a;token=hidden",
+        'it answered {"access_token": "hid den"}',
+        "it answered {'password' : 'hidden'}",
+        "api_key: hidden",
+        "Authorization: Key id:hidden",
+        "authorization: Basic hidden and hidden",
+        "Cookie: a=hidden; b=hidden",
+        "tried with Bearer hidden, in vain",
+        "tried with Key id:hidden",
+    ],
+)
+def test_a_secret_within_a_text_is_left_out(text: str) -> None:
+    shown = presentable(text)
+    assert "…" in shown and not re.search("hid|den", shown)
+
+
+def test_long_texts_are_looked_through_in_no_time() -> None:
+    began = time.monotonic()
+    for piece in ("://:", "token=", "authorization:", "key a", "a:", "://a@b", '"', " "):
+        presentable(piece * 50_000)
+    assert time.monotonic() - began < 5
 
 
 def test_plain_values_are_shown_as_they_are() -> None:

@@ -26,7 +26,7 @@ from sqlalchemy import text, update
 from deployments.doctor.examination import look
 from deployments.doctor.findings import Check, Finding, Level, ok
 from deployments.doctor.service import check_service
-from deployments.doctor.store import check_database, check_queue, file_system
+from deployments.doctor.store import check_database, check_file, check_queue, file_system, reading_seconds
 from deployments.doctor.surroundings import (
     check_configuration,
     check_ffmpeg,
@@ -427,8 +427,24 @@ def test_a_damaged_sqlite_file_is_a_fault(sqlite: str) -> None:
         for page in range(40, 60):
             raw.seek(page * 4096)
             raw.write(os.urandom(4096))
-    finding = first_fault(sqlite)
+    found_so_far = [*found(check_database(sqlite)), *found(check_file(sqlite))]
+    finding = next(finding for finding in found_so_far if finding.level == FAIL)
     assert "restore a backup" in finding.advice
+
+
+def test_a_large_file_has_its_time_and_is_no_fault_if_it_takes_longer(sqlite: str, tmp_path: Path) -> None:
+    (only,) = found(check_file(sqlite))
+    assert (only.check, only.level, only.says) == ("SQLite", OK, "the file is whole")
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1024**3)
+    assert reading_seconds(tmp_path / "large") > 50 > reading_seconds(tmp_path / "none")
+
+    async def slow() -> AsyncIterator[Finding]:
+        await asyncio.sleep(60)
+        yield ok("SQLite", "never")
+
+    (silence,) = Check("SQLite", slow, "in a quiet hour", 0.1, WARN).findings()
+    assert silence.level == WARN
 
 
 def test_a_file_that_is_no_database_is_a_fault(sqlite: str) -> None:
@@ -830,6 +846,24 @@ def test_a_program_that_takes_connections_and_is_silent_is_a_fault(monkeypatch: 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         finding = the_bad(check_service(f"http://127.0.0.1:{silent.getsockname()[1]}", ""))
     assert finding.level == FAIL and "does not answer" in finding.says
+
+
+def test_a_server_that_speaks_no_tls_is_told_so() -> None:
+    with answering(200, "{}") as url:
+        finding = the_bad(check_service(url.replace("http:", "https:"), ""))
+    assert finding.level == FAIL and "TLS" in finding.says and "http://" in finding.advice
+
+
+def test_an_address_to_which_no_connection_comes_about_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.doctor.service.ANSWER_SECONDS", 0.5)
+    with contextlib.ExitStack() as stack:
+        busy = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):  # whose queue of connections is full
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(busy.getsockname())
+        finding = the_bad(check_service(f"http://127.0.0.1:{busy.getsockname()[1]}", ""))
+    assert finding.level == FAIL and "cannot be reached: no connection within" in finding.says
 
 
 def test_a_port_that_is_taken_and_refuses_is_a_fault() -> None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from deployments.doctor.findings import Check, Finding, Level, Silence, fail
 from deployments.doctor.service import check_service
-from deployments.doctor.store import Clock, check_database, check_queue
+from deployments.doctor.store import Clock, check_database, check_file, check_queue, reading_seconds
 from deployments.doctor.surroundings import (
     check_configuration,
     check_ffmpeg,
@@ -91,6 +91,8 @@ def _checks(settings: Settings, config: Path, clock: Clock) -> Iterator[Check]:
     yield Check("configuration", lambda: check_configuration(config), "the machine is very busy", IMPORT_SECONDS)
     yield Check("admin key", lambda: check_keys(settings), "the disk of SVD_DATA_DIR hangs: is it a network mount?")
     yield Check("database", lambda: check_database(url, clock), away)
+    slow = f"look at it in a quiet hour: sqlite3 {file} 'PRAGMA quick_check' reads all of it"
+    yield Check("SQLite", lambda: check_file(url), slow, reading_seconds(file), Level.WARN)
     yield Check("queue", queue, away)
     yield Check("file storage", lambda: check_storage(settings), "the storage of SVD_STORAGE_URL hangs", 8.0)
     yield Check("disk space", lambda: check_space(settings, file), "a disk hangs: is it a network mount?")

@@ -67,22 +67,24 @@ class Check:
         look: Yields what it finds. It may block: it has a thread and an event loop of its own.
         advice: Where the fault is if it finds nothing in time.
         seconds: How long it may be silent.
+        silence: How bad it is if it is silent for longer.
     """
 
     name: str
     look: Callable[[], AsyncIterator[Finding]]
     advice: str
     seconds: float = SECONDS
+    silence: Level = Level.FAIL
 
     def findings(self) -> Iterator[Finding]:
-        """What it finds, as it comes. A check that falls silent is left behind, and that is a fault of its own."""
+        """What it finds, as it comes. A check that falls silent is left behind, and that is a finding of its own."""
         heard: Queue[Finding | None] = Queue()
         threading.Thread(target=lambda: asyncio.run(self._tell(heard)), name=self.name, daemon=True).start()
         while True:
             try:
                 finding = heard.get(timeout=self.seconds)
             except Empty:
-                yield Silence(self.name, Level.FAIL, f"no answer within {self.seconds:g} s", self.advice)
+                yield Silence(self.name, self.silence, f"no answer within {self.seconds:g} s", self.advice)
                 return
             if finding is None:
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from deployments.doctor.findings import Finding, fail, ok, warn
 from deployments.doctor.store import Clock, skew
 
 ANSWER_SECONDS = 4.0
+_ON_THE_WAY = "correct SVD_PUBLIC_URL, or look at what stands between (DNS, load balancer, firewall)"
 RUNNERS = "fal_app_runners"
 
 
@@ -25,8 +27,12 @@ async def check_service(url: str, key: str, clock: Clock = time.time) -> AsyncIt
     async with httpx.AsyncClient(base_url=url, timeout=ANSWER_SECONDS, trust_env=False) as client:
         try:
             ready = await client.get("/health/ready")
-        except httpx.ConnectError:
-            yield _nobody(url)
+        except httpx.ConnectError as error:
+            yield _untrusted(url, tls) if (tls := _tls_error(error)) else _nobody(url)
+            return
+        except httpx.ConnectTimeout:
+            says = f"{url} cannot be reached: no connection within {ANSWER_SECONDS:g} s"
+            yield fail("service", says, _ON_THE_WAY)
             return
         except httpx.HTTPError as error:
             advice = "restart what listens there; if it is this service, its log says what it is busy with"
@@ -63,6 +69,19 @@ def _readiness(url: str, ready: httpx.Response) -> Finding:
     return fail("service", f"{url} is not ready: {told.get('status') or told.get('detail')}", advice)
 
 
+def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
+    """What was wrong with TLS where that is why there is no connection."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _untrusted(url: str, error: ssl.SSLError) -> Finding:
+    advice = "renew or correct the certificate of what stands in front; http:// in SVD_PUBLIC_URL if it speaks no TLS"
+    reason = getattr(error, "verify_message", "") or error.reason or type(error).__name__
+    return fail("service", f"{url} speaks no TLS that can be trusted: {reason}", advice)
+
+
 def _nobody(url: str) -> Finding:
     """Why nobody answers at an address."""
     parts = urlsplit(url)
@@ -74,8 +93,7 @@ def _nobody(url: str) -> Finding:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             return fail("service", f"port {port} is taken by a program that answers nobody", "svd-serve serve --port N")
-        advice = "correct SVD_PUBLIC_URL, or look at what stands between (DNS, load balancer, firewall)"
-        return fail("service", f"{url} cannot be reached", advice)
+        return fail("service", f"{url} cannot be reached", _ON_THE_WAY)
     says = f"nothing runs at {url}; port {port} is free"
     return warn("service", says, f"svd-serve serve --port {port}, unless it is meant to be stopped")
 

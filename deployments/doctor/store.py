@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from deployments.doctor.findings import Finding, fail, ok, warn
+from deployments.doctor.findings import SECONDS, Finding, fail, ok, warn
 from deployments.errors import Unavailable
 from deployments.queue.diagnosis import Diagnosis, Postgres, Queue, Schema, Tables, Waiting, shown, sqlite_file
 from deployments.words import duration, many
@@ -18,6 +18,8 @@ Clock = Callable[[], float]
 SKEW_WARN, SKEW_FAIL = 2.0, 60.0
 """Seconds between two clocks. Receivers of webhooks refuse signatures that are 300 s off."""
 
+READ_PER_SECOND = 20 * 1024**2
+LONGEST_READING_SECONDS = 120.0
 OLDEST_POSTGRES = 13
 MOST_DEAD = 10_000
 LONG_TRANSACTION_SECONDS = 60.0
@@ -133,11 +135,29 @@ async def _sqlite(diagnosis: Diagnosis) -> AsyncIterator[Finding]:
         yield warn(
             "SQLite", f"its journal is {journal}, not WAL", "restart the service, which sets it: readers block writers"
         )
-    damage = await diagnosis.sqlite_damage()
+
+
+async def check_file(url: str) -> AsyncIterator[Finding]:
+    """Whether SQLite's file is whole. All of it is read."""
+    file = sqlite_file(url)
+    if file is None or not file.exists():
+        return
+    try:
+        async with Diagnosis.of(url) as diagnosis:
+            damage = await diagnosis.sqlite_damage()
+    except Unavailable as error:
+        yield fail("SQLite", f"the file cannot be read: {error.message}", advice_for(error.message, file))
+        return
     if damage:
         yield fail("SQLite", f"the file is damaged: {damage}", _ADVICE["malformed"])
     else:
         yield ok("SQLite", "the file is whole")
+
+
+def reading_seconds(file: Path | None) -> float:
+    """How long it may take to read a file, within reason."""
+    size = file.stat().st_size if file and file.exists() else 0
+    return min(SECONDS + size / READ_PER_SECOND, LONGEST_READING_SECONDS)
 
 
 def _postgres(found: Postgres) -> Iterator[Finding]:

@@ -176,15 +176,20 @@ def _parse(url: str) -> Any:
 
 
 async def open_existing(url: str) -> Database:
-    """Open a database that is there, migrated to the newest schema.
+    """Open a database of ours that is there, migrated to the newest schema.
 
     Raises:
-        NotFound: There is none, and it is not made here: the environment may name the wrong one.
+        NotFound: There is none, or it is empty, and it is not made here: the environment may name the wrong one.
         Unavailable: It cannot be opened.
     """
     file = sqlite_file(url)
     if file and not file.exists():
         raise NotFound(f"there is no database at {file}: is SVD_DATA_DIR or SVD_DATABASE_URL the service's?")
+    async with Diagnosis.of(url) as diagnosis:
+        if await diagnosis.revision() is None:
+            raise NotFound(
+                f"{shown(url)} is no database of svd-serve: is SVD_DATA_DIR or SVD_DATABASE_URL the service's?"
+            )
     try:
         return await Database.open(url)
     except Unavailable as error:
@@ -234,6 +239,10 @@ class Diagnosis:
     async def tables(self) -> Tables:
         """The schema."""
         return await self._connection.run_sync(_tables)
+
+    async def revision(self) -> str | None:
+        """The schema's revision; None in a database that is not ours, or not yet."""
+        return await self._connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
 
     async def clock_skew(self, clock: Any = time.time) -> float:
         """By how many seconds the database's clock is ahead of ours; what the question took is not counted."""

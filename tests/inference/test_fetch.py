@@ -60,6 +60,10 @@ async def refuse(source: FileSource, url: str, error: type[ModelError]) -> Model
     return caught.value
 
 
+async def test_a_name_that_no_file_can_have_is_no_fault_of_the_storage(files: FileSource) -> None:
+    await refuse(files, f"{URL}/files/b/0/{quote('clip#1')}", FileDownloadError)
+
+
 # ---------------------------------------------------------------- data URIs
 
 
