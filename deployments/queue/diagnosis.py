@@ -1,7 +1,7 @@
-"""What a database says of its own health, and of the queue in it. Nothing is migrated, made or repaired here.
+"""What a database says of its own health, and of the queue in it.
 
-open_existing ──▶ Database                      for the operator's commands
-Diagnosis ──▶ schema, clock, a write ──▶ Postgres | SQLite ──▶ Queue     for ``svd-serve doctor``
+open_existing ──▶ Database, of the newest schema                         for the operator's commands
+Diagnosis ──▶ schema, clock, a write ──▶ Postgres | SQLite ──▶ Queue     for ``svd-serve doctor``, which mends nothing
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     String,
     and_,
@@ -36,12 +35,11 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.errors import BadRequest, NotFound, Unavailable
-from deployments.queue.database import Database, open_engine
+from deployments.queue.database import Database, open_engine, revisions
 from deployments.queue.outbox import WebhookState
-from deployments.queue.request import RequestStatus
 from deployments.queue.tables import dispatchers, metadata, now, requests, webhooks
+from deployments.queue.turns import in_progress, in_queue
 
-MIGRATIONS = Path(__file__).parent / "migrations"
 PATIENCE_MS = 3000
 """How long SQLite waits for another writer here: less than a check may take, so that it is told what was waited for."""
 
@@ -50,11 +48,6 @@ RECENT_SECONDS = 3600.0
 MOST_NAMED = 3
 
 _columns = requests.c
-
-
-def _is(status: RequestStatus) -> ColumnElement[bool]:
-    # Written into the statement rather than bound to it, so that a planner can see that a partial index serves.
-    return _columns.status == literal(status, String, literal_execute=True)
 
 
 class Schema(StrEnum):
@@ -295,7 +288,7 @@ class Diagnosis:
         alive = list((await run(select(dispatchers.c.owner).where(dispatchers.c.lease_until > at))).scalars())
         running = (await run(_running(alive))).one()
         overdue = (await run(_overdue(at))).one()
-        suspects = select(_columns.id).where(_is(RequestStatus.IN_QUEUE), _columns.crashes > 0).limit(MOST_NAMED)
+        suspects = select(_columns.id).where(in_queue(), _columns.crashes > 0).limit(MOST_NAMED)
         failures = {row.error_type or "-": row.total for row in await run(_failures(at))}
         return Queue(
             waiting=[
@@ -332,7 +325,7 @@ _OLDEST_TRANSACTION = """
 def _tables(connection: Connection) -> Tables:
     context = MigrationContext.configure(connection)
     revision = context.get_current_revision()
-    scripts = ScriptDirectory(str(MIGRATIONS))
+    scripts = ScriptDirectory.from_config(revisions(connection))
     if revision is None:
         return Tables(Schema.EMPTY, None, [] if not inspect(connection).has_table("requests") else ["alembic_version"])
     known = {script.revision for script in scripts.walk_revisions()}
@@ -361,14 +354,14 @@ def _missing(context: MigrationContext) -> list[str]:
 def _waiting(at: float) -> Any:
     pausing = func.sum(case((_columns.not_before > at, 1), else_=0)).label("pausing")
     sums = (func.count().label("total"), func.min(_columns.created_at).label("oldest"), pausing)
-    mine = select(_columns.model, *sums).where(_is(RequestStatus.IN_QUEUE))
+    mine = select(_columns.model, *sums).where(in_queue())
     return mine.group_by(_columns.model).order_by(_columns.model)
 
 
 def _running(alive: Sequence[str]) -> Any:
     orphaned = func.sum(case((_columns.owner.in_(alive), 0), else_=1)).label("orphaned")
     sums = (func.count().label("total"), func.min(_columns.started_at).label("first"), orphaned)
-    return select(*sums).where(_is(RequestStatus.IN_PROGRESS))
+    return select(*sums).where(in_progress())
 
 
 def _overdue(at: float) -> Any:
