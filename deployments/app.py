@@ -9,7 +9,7 @@ Annotations are not postponed here: Serve reads ``build_app``'s to know what to 
 import asyncio
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -22,16 +22,21 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 from starlette.types import ASGIApp
 
-from deployments import logs
+from deployments import cluster, logs, metrics, tracing
+from deployments.errors import Unavailable
 from deployments.gateway.api import create_api
+from deployments.inference.decoder.pool import Decoder
 from deployments.inference.device import open_device
 from deployments.inference.fetch import FileSource
+from deployments.inference.presence import Presence, find_hardware
 from deployments.inference.replica import PictureReplica, VideoReplica
 from deployments.models.base import Endpoint, VideoModel
+from deployments.models.messages import Hardware, ReplicaReport
 from deployments.models.text_to_video import TextToVideo
 from deployments.queue.database import refuse_out_of_reach
 from deployments.queue.dispatcher import Dispatcher
 from deployments.queue.store import RequestStore
+from deployments.queue.tariff import Tariff
 from deployments.queue.webhooks import Sender
 from deployments.settings import AppArgs, Settings
 from deployments.storage import FileStorage
@@ -47,6 +52,9 @@ STEP_SECONDS = 0.2
 GIVING_BACK_SECONDS = 20.0
 """How long a dispatcher may take to give back what is left after the grace time."""
 
+SERVING = ("RUNNING", "PENDING_MIGRATION")
+"""States of replicas to which Serve sends requests: one whose node is being drained goes on until another runs."""
+
 HEALTH_SECONDS, HEALTH_ANSWER_SECONDS = 5.0, 10.0
 """How often a process is asked for its health, and how long it may take to answer. Serve replaces it the third time."""
 
@@ -55,6 +63,11 @@ ANSWER_SECONDS = 4.0
 
 READY_SECONDS = 1.0
 """How long an answer about readiness is good for."""
+
+
+SECRETS_OF_THE_GATEWAY = ("SVD_ADMIN_KEY", "SVD_DATABASE_URL")
+SECRETS_OF_THE_STORAGE = ("AWS_",)
+"""By their variables, which a process whose work has no use for them drops as it begins."""
 
 
 def build_app(args: AppArgs) -> Application:
@@ -78,10 +91,12 @@ def build_app(args: AppArgs) -> Application:
         if isinstance(model, VideoModel)
     }
     upkeep_of_dispatcher = upkeep | {"graceful_shutdown_timeout_s": grace + GIVING_BACK_SECONDS}
-    dispatcher = serve.deployment(name=DISPATCHER, **upkeep_of_dispatcher)(DispatcherDeployment).bind(replicas, grace)
+    dispatcher = serve.deployment(name=DISPATCHER, **upkeep_of_dispatcher)(DispatcherDeployment).bind(
+        replicas, endpoints, grace
+    )
 
     def build_api() -> ASGIApp:
-        logs.configure()
+        _begin()
         settings = Settings()
         return create_api(
             endpoints,
@@ -98,9 +113,20 @@ def build_app(args: AppArgs) -> Application:
             keep_requests_days=settings.keep_requests_days,
             keep_files_days=settings.keep_files_days,
             signed_seconds=settings.storage_signed_seconds,
+            cors_origins=settings.cors_origins,
+            webhook_reach=settings.webhook_reach,
         )
 
     return serve.deployment(name=GATEWAY, **upkeep)(serve.ingress(build_api)()).bind(dispatcher)
+
+
+def _begin(needless: Sequence[str] = ()) -> None:
+    """What every process of a deployment does first."""
+    cluster.forget(needless)
+    cluster.listen_on_this_node()
+    logs.configure()
+    metrics.send_to(metrics.RaySink())
+    tracing.start(serve.get_replica_context().deployment)
 
 
 def _bind_replica(
@@ -153,11 +179,46 @@ async def count_replicas() -> Mapping[str, Mapping[str, int]]:
     }
 
 
+async def find_empty() -> set[str]:
+    """Ask Serve which deployments of the application that asks have no replica that takes requests.
+
+    Raises:
+        Unavailable: It does not say.
+    """
+    try:
+        counts = await count_replicas()
+    except (RayError, RayServeException, KeyError) as error:
+        raise Unavailable("Serve does not say which replicas there are") from error
+    return {name for name, states in counts.items() if not any(states.get(state) for state in SERVING)}
+
+
 async def find_abandoned(attempts: Mapping[str, int]) -> set[str]:
     """Ask a dispatcher which attempts nobody wants any more. Replicas have no way to the database."""
     dispatcher: Any = serve.get_deployment_handle(DISPATCHER)
     answer: set[str] = await dispatcher.abandoned.remote(attempts)
     return answer
+
+
+async def note_replica(report: ReplicaReport) -> None:
+    """Tell a dispatcher that a replica is there."""
+    dispatcher: Any = serve.get_deployment_handle(DISPATCHER)
+    await dispatcher.note_replica.remote(report)
+
+
+def be_present(endpoint: Endpoint, hardware: Hardware, began: float) -> Presence:
+    """Let this process be counted as a replica for an endpoint, which began to start at a moment (monotonic)."""
+    context = serve.get_replica_context()
+    report = ReplicaReport(
+        replica_id=context.replica_id.unique_id,
+        model=endpoint.id,
+        deployment=context.deployment,
+        accelerator=hardware.accelerator,
+        gpu_fraction=hardware.fraction,
+        age_seconds=time.monotonic() - began,
+    )
+    presence = Presence(report, note_replica)
+    presence.start()
+    return presence
 
 
 async def paint(painter: DeploymentHandle[Any], input: str) -> Any:
@@ -170,45 +231,65 @@ async def paint(painter: DeploymentHandle[Any], input: str) -> Any:
         raise
 
 
-class VideoDeployment(VideoReplica):
+class Counted:
+    """A replica that is counted, from when it has loaded its weights until its end."""
+
+    _presence: Presence | None = None
+
+    async def __del__(self) -> None:
+        """Serve's hook for a graceful end. The process is killed right after it."""
+        if self._presence:
+            await self._presence.stop()
+        await tracing.end_with_process()
+
+
+class VideoDeployment(Counted, VideoReplica):
     """The Serve deployment of one video model."""
 
     def __init__(
         self, model: VideoModel, endpoints: Mapping[str, Endpoint], painters: Mapping[str, DeploymentHandle[Any]]
     ) -> None:
         """Load the weights."""
-        logs.configure()
+        began = time.monotonic()
+        _begin(needless=SECRETS_OF_THE_GATEWAY)
+        decoder = Decoder()  # its processes start beside the loading of the weights
         storage = open_storage()
-        files = FileSource(storage, Settings().fetch_allow_private)
+        files = FileSource(storage, Settings().fetch_reach)
         model.setup(open_device())
         paints = {id: functools.partial(paint, handle) for id, handle in painters.items()}
-        super().__init__(model, endpoints, paints, storage, files, find_abandoned)
+        hardware = find_hardware()
+        super().__init__(model, endpoints, paints, storage, files, decoder, find_abandoned, hardware)
+        self._presence = be_present(model, hardware, began)
 
 
-class PictureDeployment(PictureReplica):
+class PictureDeployment(Counted, PictureReplica):
     """The Serve deployment of one text-to-image pipeline."""
 
     def __init__(self, endpoint: TextToVideo) -> None:
         """Load the weights."""
-        logs.configure()
+        began = time.monotonic()
+        _begin(needless=(*SECRETS_OF_THE_GATEWAY, *SECRETS_OF_THE_STORAGE))
         endpoint.setup(open_device())
-        super().__init__(endpoint)
+        hardware = find_hardware()
+        super().__init__(endpoint, hardware)
+        self._presence = be_present(endpoint, hardware, began)
 
 
 class DispatcherDeployment(Dispatcher):
     """The Serve deployment of the dispatcher, and of the sender of webhooks beside it."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, replicas: Mapping[str, DeploymentHandle[Any]], grace_seconds: float
+        self, replicas: Mapping[str, DeploymentHandle[Any]], endpoints: Mapping[str, Endpoint], grace_seconds: float
     ) -> None:
         """Open the queue and begin. Once it is to end, what runs then has ``grace_seconds``."""
-        logs.configure()
+        _begin(needless=("SVD_ADMIN_KEY",))
         handles: dict[str, Any] = {
             model: handle.options(method_name="generate", stream=True) for model, handle in replicas.items()
         }
-        super().__init__(await open_store(), open_storage(), handles, owner=str(uuid4()))
+        tariff = Tariff(endpoints, Settings().gpu_hourly_usd)
+        super().__init__(await open_store(), open_storage(), handles, str(uuid4()), tariff, find_empty=find_empty)
         self._grace_seconds = grace_seconds
-        self._sender = Sender(self._store.database, Settings().webhook_allow_private)
+        self._sender = Sender(self._store.database, Settings().webhook_reach)
         await self.start()
         self._sender.start()
 
@@ -226,6 +307,7 @@ class DispatcherDeployment(Dispatcher):
         try:
             await self.drain(self._grace_seconds)
             await asyncio.gather(self.stop(), self._sender.stop())
+            await tracing.end_with_process()
         finally:
             await self._store.close()
 
@@ -263,15 +345,16 @@ async def _find_reason(app_name: str) -> str | None:
 
 
 def _not_ready(app_name: str) -> str | None:
+    """An application that runs is ready, also while it is scaled; of a deployment scaled to zero nothing is missing."""
     application = serve.status().applications[app_name]
+    if application.status == ApplicationStatus.RUNNING:
+        return None
     waiting = [
         f"{name} is {deployment.status}"
         for name, deployment in application.deployments.items()
         if deployment.status != "HEALTHY"
     ]
-    if waiting or application.status != ApplicationStatus.RUNNING:
-        return "; ".join(waiting) or f"the application is {application.status}"
-    return None
+    return "; ".join(waiting) or f"the application is {application.status}"
 
 
 async def _draining() -> str | None:

@@ -7,7 +7,6 @@ dies with this process.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import errno
 import os
 import re
@@ -17,33 +16,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import yaml
+from pydantic import ValidationError
 
-from deployments import operating
-from deployments.ending import end
-from deployments.errors import StorageUnavailable
+from deployments import cluster, keyring, operating, scaling
+from deployments.ending import end, leave
+from deployments.gateway.sample import SAMPLE, SAMPLE_KEY
 from deployments.models.base import Endpoint
 from deployments.models.checkpoints import CheckpointError, Part
-from deployments.operating import complain
+from deployments.operating import complain, misset
 from deployments.settings import AppArgs, Settings
 from deployments.storage import FileStorage
-
-SAMPLE = Path(__file__).parent / "gateway" / "playground" / "sample.jpg"
-SAMPLE_KEY = "samples/landscape.jpg"
-OBJECT_STORE_BYTES = 200 * 1024 * 1024
-"""Ray's shared memory. What crosses processes here is small: inputs, events, a painted picture."""
 
 PATIENCE_SECONDS = 60.0
 """After this long a start says what it is waiting for, and again each time."""
 
 SERVICE_ENVIRONMENT = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # one machine: node addresses stay on 127.0.0.1
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -52,6 +45,10 @@ SERVICE_ENVIRONMENT = {
     "TQDM_DISABLE": "1",  # loaders draw progress bars, which are no logs
     "TRANSFORMERS_VERBOSITY": "error",
 }
+"""What every process of the service wants to find, on one machine as in a pod."""
+
+ONE_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Node addresses stay on 127.0.0.1."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,9 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="svd-serve", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands)
+    _add_leave(commands)
     _add_demo(commands)
     _add_weights(commands)
     _add_connect(commands)
+    keyring.add_commands(commands)
     operating.add_commands(commands)
     options = parser.parse_args(arguments)
     status: int = options.run(options)
@@ -75,6 +74,12 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument("--port", type=int, choices=range(1, 65536), metavar="1-65535", default=8000)
     serve.add_argument("--data-dir", type=Path, help="instead of SVD_DATA_DIR")
     serve.set_defaults(run=_serve)
+
+
+def _add_leave(commands: Any) -> None:
+    leave = commands.add_parser("leave", help="end this node of a Ray cluster; what it serves goes on elsewhere")
+    leave.add_argument("--seconds", type=int, default=600, help="how long it may take")
+    leave.set_defaults(run=_leave)
 
 
 def _add_demo(commands: Any) -> None:
@@ -116,26 +121,33 @@ def _serve(options: argparse.Namespace) -> int:
         return complain(problem)
     _set_environment(options)
     try:
-        config = _serve_config(options)
         settings = Settings()
+    except ValidationError as error:
+        return complain(misset(error))
+    try:
+        config = _serve_config(options)
+        cluster.close_to_others(settings.data_dir)
+        cluster.make_token(settings.data_dir)
+        folder = cluster.private_folder()
         settings.key()  # made here, before several processes want it
-        sample = _keep_sample(FileStorage.open(settings.storage_url, settings.public_url))
+        sample = FileStorage.open(settings.storage_url, settings.public_url).url_of(SAMPLE_KEY)
     except (OSError, ValueError, yaml.YAMLError) as error:
         return complain(f"{options.config}: {error}")
-
-    import ray
 
     failure = None
     try:
         signal.signal(signal.SIGTERM, _exit)
-        ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
+        cluster.start(folder)
         signal.signal(signal.SIGTERM, _exit)  # again: Ray has put its own in place, which aborts
-        _deploy(config)
+        with cluster.starting("Serve"):
+            _deploy(config)
         failure = _wait_until_ready(f"http://{_reachable(options.host)}:{options.port}")
         if not failure:
             print(_banner(settings, sample), flush=True)
         while not failure:
             signal.pause()
+    except cluster.StartError as error:
+        failure = str(error)
     except (KeyboardInterrupt, SystemExit):
         pass
     finally:
@@ -154,21 +166,15 @@ def _port_problem(host: str, port: int) -> str | None:
     return None
 
 
-def _keep_sample(storage: FileStorage) -> str:
-    """Store the picture that newcomers try first; answer its address. It is not worth a start."""
-    with suppress(StorageUnavailable):  # the service says of itself that it is not ready
-        asyncio.run(storage.put(SAMPLE, SAMPLE_KEY))
-    return storage.url_of(SAMPLE_KEY)
-
-
 def _set_environment(options: argparse.Namespace) -> None:
     """What every process of the service inherits."""
     if options.data_dir:
         os.environ["SVD_DATA_DIR"] = str(options.data_dir)
     os.environ["SVD_DATA_DIR"] = str(Path(os.environ.get("SVD_DATA_DIR") or "data").absolute())
     os.environ.setdefault("SVD_PUBLIC_URL", f"http://{_reachable(options.host)}:{options.port}")
-    for name, value in SERVICE_ENVIRONMENT.items():
+    for name, value in (SERVICE_ENVIRONMENT | ONE_MACHINE).items():
         os.environ.setdefault(name, value)
+    os.environ |= cluster.token_environment(Path(os.environ["SVD_DATA_DIR"]))
 
 
 def _reachable(host: str) -> str:
@@ -184,7 +190,10 @@ def _serve_config(options: argparse.Namespace) -> Any:
     document.setdefault("http_options", {}).update(host=options.host, port=options.port)
     for application in document.get("applications", []):
         AppArgs.model_validate(application.get("args", {}))
-    return ServeDeploySchema.model_validate(document)
+    config = ServeDeploySchema.model_validate(document)
+    for application in document["applications"]:
+        scaling.check(application.get("deployments", []))
+    return config
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -211,6 +220,14 @@ def _deploy(config: Any) -> None:
 
 def _exit(number: int, frame: object) -> None:
     sys.exit(0)
+
+
+def _leave(options: argparse.Namespace) -> int:
+    try:
+        leave(options.seconds)
+    except cluster.StartError as error:
+        return complain(str(error))
+    return 0
 
 
 def _wait_until_ready(url: str) -> str | None:

@@ -1,20 +1,25 @@
-"""How ``svd-serve serve`` ends.
+"""How ``svd-serve serve`` ends, and how one node of a cluster does.
 
 a signal ──▶ nothing is claimed, readiness is 503 ──▶ what runs ends ──▶ Serve ends ──▶ Ray ends
                                       a second signal, or the grace time is over: what runs is given back
+a node that is to end ──▶ Ray places nothing there any more ──▶ Serve replaces its replicas ──▶ Ray ends there
 """
 
 from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 
+from deployments.cluster import StartError
 from deployments.words import presentable
 
 T = TypeVar("T")
@@ -24,6 +29,12 @@ STOP_SECONDS = 10.0
 
 ANSWER_SECONDS = 5.0
 """How long the cluster may take to answer."""
+
+LOOK_SECONDS = 1.0
+"""How often a node that is to end looks whether it still serves."""
+
+_SERVING = ("ray::ServeReplica", "ray::ProxyActor")
+"""How the titles of processes begin that serve: replicas, and the proxy by which calls come, to whichever replica."""
 
 
 def end(applications: Sequence[str], grace_seconds: float) -> None:
@@ -108,3 +119,44 @@ def _stop_ray() -> None:
             if client := _get_global_client(raise_if_no_controller_running=False):
                 client.shutdown(timeout_s=STOP_SECONDS)
         ray.shutdown()
+
+
+def leave(seconds: int) -> None:
+    """Have what this node of a Ray cluster serves go on elsewhere, or end; then end Ray here.
+
+    Ray is told that the node has so many seconds. Serve starts other replicas for those of the node and ends these once
+    the others run, at the latest their grace time before the seconds are over. It ends the node's proxy once the calls
+    that came by it are answered, and half a minute has passed in which callers learn of other ways.
+
+    Raises:
+        StartError: Ray does not take the node away, for instance because its head is gone.
+    """
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "its pod ends"]
+    try:
+        _ray("drain-node", *reason, "--deadline-remaining-seconds", str(seconds))
+        give_up = time.monotonic() + seconds
+        while time.monotonic() < give_up and any(_serving_here()):
+            time.sleep(LOOK_SECONDS)
+    finally:
+        _ray("stop")
+
+
+def _serving_here() -> Iterator[psutil.Process]:
+    """What serves on this machine. A node of a cluster has one of its own: a pod."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if " ".join(process.cmdline()).startswith(_SERVING):
+                yield process
+
+
+def _ray(*arguments: str) -> None:
+    """Run a command of Ray's.
+
+    Raises:
+        StartError: It failed.
+    """
+    command = [str(Path(sys.executable).with_name("ray")), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603 - our own command
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["it did not say why"]
+        raise StartError(f"ray {arguments[0]}: {presentable(lines[-1])}")

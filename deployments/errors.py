@@ -7,9 +7,20 @@
     │   ├── Unauthenticated        401
     │   ├── Forbidden              403
     │   ├── NotFound               404
+    │   ├── MethodNotAllowed       405
+    │   ├── RequestTimeout         408
     │   ├── Conflict               409
     │   ├── PayloadTooLarge        413
-    │   ├── QueueFull              429
+    │   ├── UriTooLong             414
+    │   ├── UnsupportedMediaType   415
+    │   ├── IdempotencyKeyReused   422
+    │   ├── HeadersTooLarge        431
+    │   ├── LimitReached           429, and says when to come again
+    │   │   ├── RateLimited            429
+    │   │   ├── ConcurrentRequestsLimit 429
+    │   │   ├── QueueFull              429
+    │   │   ├── SpendLimit             429
+    │   │   └── UploadLimit            429
     │   ├── ClientCancelled        499
     │   ├── RunnerServerError      500
     │   ├── InternalError          500
@@ -20,6 +31,7 @@
     │   └── StartTimeout           504
     └── ModelError                 what the model says of its input: {"detail": [{loc, msg, type, …}]}
         ├── InvalidInput           422, from pydantic
+        │   └── InvalidParameter       422, from pydantic, of what is not the body
         ├── FileDownloadError      422
         ├── FileTooLarge           422
         ├── ImageLoadError         422
@@ -39,12 +51,18 @@ HTTP status, fal's type name and whether another attempt may help stand on the c
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 DOCUMENTATION_URL = "https://docs.fal.ai/errors#"
 _LONGEST_ECHO = 1024
+_PASSWORD = re.compile(r"//[^/?#\s]*@")
+"""What stands before the host of a URL."""
+
+BUSY_SECONDS = 5.0
+"""When to come again where nobody can tell when there will be room: a guess."""
 
 Loc = Sequence[str | int]
 """The path to an offending value, as pydantic writes it."""
@@ -67,6 +85,8 @@ class ServingError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False
+    retry_after: float | None = None
+    """In how many seconds the same call may succeed, where that can be said (``Retry-After``)."""
 
     @property
     def message(self) -> str:
@@ -119,10 +139,28 @@ class NotFound(PlatformError):
     status, type = 404, "not_found"
 
 
+class MethodNotAllowed(PlatformError):
+    """There is such a path, and not for this method."""
+
+    status, type = 405, "bad_request"
+
+
+class RequestTimeout(PlatformError):
+    """The caller took longer to say what it wants than we listen."""
+
+    status, type = 408, "bad_request"
+
+
 class Conflict(PlatformError):
     """Somebody else is at it; it may be tried again, and clients do."""
 
     status, type = 409, "bad_request"
+
+
+class IdempotencyKeyReused(PlatformError):
+    """An Idempotency-Key came again with another request than its first."""
+
+    status, type = 422, "bad_request"
 
 
 class PayloadTooLarge(PlatformError):
@@ -131,10 +169,66 @@ class PayloadTooLarge(PlatformError):
     status, type = 413, "bad_request"
 
 
-class QueueFull(PlatformError):
-    """More requests wait than the caller accepts (``fal_max_queue_length``)."""
+class UriTooLong(PlatformError):
+    """The URL of an HTTP request is longer than we read."""
 
-    status, type = 429, "queue_full"
+    status, type = 414, "bad_request"
+
+
+class UnsupportedMediaType(PlatformError):
+    """The body of an HTTP request is compressed; we read it as it is."""
+
+    status, type = 415, "bad_request"
+
+
+class HeadersTooLarge(PlatformError):
+    """The headers of an HTTP request are larger, or more, than we read."""
+
+    status, type = 431, "bad_request"
+
+
+class LimitReached(PlatformError):
+    """The caller has had what it may have for now. Nothing was accepted; clients try again by themselves."""
+
+    status, type = 429, "rate_limited"
+
+    def __init__(self, message: str, retry_after: float = BUSY_SECONDS) -> None:
+        """Name the limit.
+
+        Args:
+            message: One sentence for a person.
+            retry_after: In how many seconds there is room again.
+        """
+        super().__init__(message, retry_after)
+        self.retry_after = retry_after
+
+
+class RateLimited(LimitReached):
+    """The key makes more calls a second than it may."""
+
+
+class ConcurrentRequestsLimit(LimitReached):
+    """A synchronous run would have to wait, for as many of its key's requests as may run at once are there already."""
+
+    type = "concurrent_requests_limit"
+
+
+class QueueFull(LimitReached):
+    """More requests wait than the key may have waiting, or its caller accepts (``fal_max_queue_length``)."""
+
+    type = "queue_full"
+
+
+class SpendLimit(LimitReached):
+    """The key's requests of this day are billed as much as they may be."""
+
+    type = "spend_limit"
+
+
+class UploadLimit(LimitReached):
+    """The key has uploaded as much this day as it may."""
+
+    type = "upload_limit"
 
 
 class ClientCancelled(PlatformError):
@@ -167,12 +261,14 @@ class Unavailable(PlatformError):
     """The store cannot be written at the moment; nothing was accepted."""
 
     status, type = 503, "internal_error"
+    retry_after = BUSY_SECONDS
 
 
 class StorageUnavailable(PlatformError):
     """The file storage takes nothing at the moment: it is full, or cannot be reached."""
 
     status, type, retryable = 503, "internal_error", True
+    retry_after = BUSY_SECONDS
 
 
 class StartTimeout(PlatformError):
@@ -205,6 +301,7 @@ class InvalidInput(ModelError):
     """Pydantic refused the body."""
 
     type = "value_error"
+    _before: ClassVar[Loc] = ("body",)
 
     def __init__(self, errors: Sequence[Mapping[str, Any]]) -> None:
         """Keep pydantic's error list (``ValidationError.errors()``)."""
@@ -219,10 +316,16 @@ class InvalidInput(ModelError):
     def body(self) -> dict[str, Any]:  # noqa: D102
         return {
             "detail": [
-                _detail(("body", *e["loc"]), e["msg"], e["type"], e.get("ctx", {}), e.get("input"))
+                _detail((*self._before, *e["loc"]), e["msg"], e["type"], e.get("ctx", {}), e.get("input"))
                 for e in self.args[0]
             ]
         }
+
+
+class InvalidParameter(InvalidInput):
+    """Pydantic refused something else than the body, and says of each what it is: query, path or header."""
+
+    _before: ClassVar[Loc] = ()
 
 
 class FileDownloadError(ModelError):
@@ -303,8 +406,12 @@ def _detail(loc: Loc, msg: str, kind: str, ctx: Mapping[str, Any], value: Any) -
 
 
 def _can_be_echoed(value: Any) -> bool:
-    """Whether a value is short, and JSON: 1e400 is a number to a parser, and infinity to us; half a pair is no text."""
+    """Whether a value is short, holds no password, and is JSON.
+
+    1e400 is a number to a parser, and infinity to us; half a pair is no text.
+    """
     try:
-        return len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode()) <= _LONGEST_ECHO
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        return len(text.encode()) <= _LONGEST_ECHO and not _PASSWORD.search(text)
     except (TypeError, ValueError):
         return False

@@ -1,4 +1,4 @@
-"""The operator's commands: requests, webhooks, doctor, migrate.
+"""The operator's commands: requests, webhooks, doctor, migrate. Those about keys are in ``keyring``.
 
 They work on the database that the environment names, whether the service runs or not.
 
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
+from deployments.costs import NANO
 from deployments.errors import ServingError
 from deployments.settings import Settings
 from deployments.words import duration, moment, presentable, print_table, printable
@@ -41,7 +42,7 @@ def add_commands(commands: Any) -> None:
     _add_webhooks(commands)
     _add_doctor(commands)
     migrate = commands.add_parser("migrate", help="bring the database to the newest schema")
-    migrate.set_defaults(run=_told(_migrate))
+    migrate.set_defaults(run=told(_migrate))
 
 
 def _add_requests(commands: Any) -> None:
@@ -62,11 +63,11 @@ def _add_requests(commands: Any) -> None:
         action.add_argument("--endpoint", help="of one endpoint")
         action.add_argument("--key", help="of the key with this id")
         action.add_argument("--error", metavar="TYPE", help="that ended with this error type")
-        action.add_argument("--since", type=_seconds, metavar="1h", help="of the last so many s, m, h or d")
+        action.add_argument("--since", type=seconds, metavar="1h", help="of the last so many s, m, h or d")
     for action in (listing, show):
         action.add_argument("--json", action="store_true", help="for programs: one object a line")
     for action, run in ((listing, _list), (show, _show), (retry, _retry), (cancel, _cancel)):
-        action.set_defaults(run=_told(run))
+        action.set_defaults(run=told(run))
 
 
 def _add_webhooks(commands: Any) -> None:
@@ -75,24 +76,24 @@ def _add_webhooks(commands: Any) -> None:
     listing = actions.add_parser("list", help="the webhooks of the newest requests")
     listing.add_argument("--state", choices=("WAITING", "DUE", "DELIVERED", "UNDELIVERED"))
     listing.add_argument("--limit", type=_count, default=100)
-    listing.set_defaults(run=_told(_list_webhooks))
+    listing.set_defaults(run=told(_list_webhooks))
     again = actions.add_parser("redeliver", help="deliver once more, with all its attempts, whatever came of it before")
     which = again.add_mutually_exclusive_group(required=True)
     which.add_argument("request_id", nargs="?", metavar="REQUEST_ID")
     which.add_argument("--undelivered", action="store_true", help="all that could not be delivered")
-    again.set_defaults(run=_told(_redeliver_webhooks))
+    again.set_defaults(run=told(_redeliver_webhooks))
     rotate = actions.add_parser("rotate-key", help="sign with a new key; the old ones stay in the JWKS")
-    rotate.set_defaults(run=_told(_rotate_webhook_key))
+    rotate.set_defaults(run=told(_rotate_webhook_key))
 
 
 def _add_doctor(commands: Any) -> None:
     doctor = commands.add_parser("doctor", help="look for faults, each with what to do about it")
     doctor.add_argument("--config", type=Path, default=Path("serve_config.yaml"))
     doctor.add_argument("--json", action="store_true", help="for programs: one object a line")
-    doctor.set_defaults(run=_told(_doctor))
+    doctor.set_defaults(run=told(_doctor))
 
 
-def _told(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+def told(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
     """The command with its failures in a sentence, and a reader that has gone away (``| head``) borne in silence."""
 
     def command(options: argparse.Namespace) -> int:
@@ -102,8 +103,8 @@ def _told(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namesp
             return status
         except ServingError as error:
             return complain(error.message)
-        except ValidationError as error:  # of the settings; what was set may be a secret
-            return complain("; ".join(f"{_variable(each)}: {each['msg']}" for each in error.errors()))
+        except ValidationError as error:
+            return complain(misset(error))
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
@@ -111,8 +112,13 @@ def _told(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namesp
     return command
 
 
+def misset(error: ValidationError) -> str:
+    """Which settings are wrong, and why; not what was set, for that may be a secret."""
+    return "; ".join(_variable(each) + each["msg"].removeprefix("Value error, ") for each in error.errors())
+
+
 def _variable(error: Any) -> str:
-    return f"SVD_{str(error['loc'][0]).upper()}" if error["loc"] else "SVD_…"
+    return f"SVD_{str(error['loc'][0]).upper()}: " if error["loc"] else ""
 
 
 def in_database(use: Callable[[Database], Coroutine[Any, Any, T]]) -> T:
@@ -231,7 +237,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     """``90s``, ``30m``, ``1h``, ``2d``."""
     parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     if not parts:
@@ -263,12 +269,17 @@ def _line(record: Record) -> Sequence[str]:
 
 
 def _as_json(record: Record) -> dict[str, Any]:
-    """All columns, times in ISO's form, and the spans."""
+    """All columns, times in ISO's form, and the spans; money also in dollars."""
     columns = {
         name: moment(value) if _MOMENTS.search(name) and value else presentable(value)
         for name, value in record.columns.items()
     }
-    return columns | {name: span and round(span, 3) for name, span in _spans(record).items()}
+    money = {
+        name.replace("nano_usd", "usd"): None if value is None else value / NANO
+        for name, value in record.columns.items()
+        if name.endswith("nano_usd")
+    }
+    return columns | money | {name: span and round(span, 3) for name, span in _spans(record).items()}
 
 
 def _dossier_as_json(dossier: Dossier) -> dict[str, Any]:
@@ -302,6 +313,8 @@ def _print_dossier(dossier: Dossier) -> None:
 
 
 def _in_words(name: str, value: Any) -> str:
+    if name.endswith("_usd") and isinstance(value, float):
+        return f"{value:.9f}"
     return duration(value) if name.endswith("_seconds") and value is not None else _plain(value)
 
 

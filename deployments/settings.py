@@ -7,14 +7,26 @@ file under ``deployments:``, because Serve restarts every replica when ``args`` 
 from __future__ import annotations
 
 import os
+import re
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ImportString, IPvAnyNetwork, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ImportString,
+    IPvAnyNetwork,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from deployments.models.base import Endpoint, VideoModel
+from deployments.web import Place, Reach, parse_places
 
 
 class EndpointArgs(BaseModel):
@@ -54,6 +66,22 @@ def _split(text: object) -> object:
     return [part.strip() for part in text.split(",")] if isinstance(text, str) else text
 
 
+Places = Annotated[tuple[Place, ...], NoDecode, BeforeValidator(parse_places)]
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
+
+
+def _check_origin(text: str) -> str:
+    """``*``, or an origin as browsers send it: a scheme, a host, and a port where it is not the scheme's own."""
+    if text != "*" and not _ORIGIN.fullmatch(text):
+        raise ValueError(f"{text!r} is no origin such as https://example.com, nor *")
+    return text
+
+
+Origin = Annotated[str, AfterValidator(_check_origin)]
+
+
 class Settings(BaseSettings):
     """Secrets and addresses, from ``SVD_…`` variables."""
 
@@ -75,7 +103,14 @@ class Settings(BaseSettings):
     admin_key: str = Field("", description="`id:secret` that clients send; made and kept in `SVD_DATA_DIR` if absent.")
     max_upload_bytes: int = Field(1024**3, ge=1, description="How large an uploaded file may be.")
     fetch_allow_private: bool = Field(False, description="Let `image_url` name private addresses and any port.")
+    fetch_allow: Places = Field(
+        (), description="Where `image_url` may lead beside the public web: networks, hosts and `.suffixes`, with ports."
+    )
     webhook_allow_private: bool = Field(False, description="Let `fal_webhook` name private addresses and any port.")
+    webhook_allow: Places = Field((), description="Where `fal_webhook` may lead beside the public web, likewise.")
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split)] = Field(
+        ("*",), description="The origins whose pages may call, with commas between; `*` for any."
+    )
     webhook_ip_ranges: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="Where webhooks come from, in CIDR notation with commas between; `/v1/meta` tells it."
     )
@@ -95,6 +130,13 @@ class Settings(BaseSettings):
         1.0, ge=0, le=30, description="How long a status is held back that its caller has been told already; 0, not."
     )
 
+    gpu_hourly_usd: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="What an hour of any accelerator costs you in USD, in place of what `serve_config.yaml` says.",
+    )
+
     @model_validator(mode="after")
     def _fill_in(self) -> Self:
         self.data_dir = self.data_dir.absolute()
@@ -107,7 +149,17 @@ class Settings(BaseSettings):
 
     def key(self) -> str:
         """The key that clients send: ``admin_key``, or one made once and kept in the data directory."""
-        return self.admin_key or _kept_key(self.key_file)
+        return self.admin_key or kept_secret(self.key_file, _new_key)
+
+    @property
+    def fetch_reach(self) -> Reach:
+        """Where `image_url` may lead."""
+        return Reach(self.fetch_allow_private, self.fetch_allow)
+
+    @property
+    def webhook_reach(self) -> Reach:
+        """Where `fal_webhook` may lead."""
+        return Reach(self.webhook_allow_private, self.webhook_allow)
 
     @property
     def key_file(self) -> Path:
@@ -115,11 +167,20 @@ class Settings(BaseSettings):
         return self.data_dir / "admin.key"
 
 
-def _kept_key(path: Path) -> str:
+def _new_key() -> str:
+    return f"{secrets.token_hex(8)}:{secrets.token_hex(16)}"
+
+
+def kept_secret(path: Path, make: Callable[[], str]) -> str:
+    """A secret of the service's own, made once and kept where only its owner reads it.
+
+    Raises:
+        OSError: It can be neither read nor kept.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     draft.touch(mode=0o600)
-    draft.write_text(f"{secrets.token_hex(8)}:{secrets.token_hex(16)}\n")
+    draft.write_text(f"{make()}\n")
     try:
         os.link(draft, path)  # unlike a rename, this fails if another process was first
     except FileExistsError:

@@ -13,7 +13,7 @@ _DATA_URI = re.compile(r"data:([\w/+.-]*)((?:;[\w=-]+)*),[^\s\"'<>]*")
 _USER_OF_URL = re.compile(r"(?<=://)(?:[^\s/:\"'<>]{0,200}:[^\s\"'<>]{0,500}|[^\s/\"'<>]{1,200})@")
 """A password may hold anything; sooner a host is left out than a part of one is shown."""
 
-_REST_OF_URL = re.compile(r"(\w+://[^\s?#\"'<>]+)[?#][^\s\"'<>]+")
+_REST_OF_URL = re.compile(r"(\b\w{1,20}://[^\s?#\"'<>]+)[?#][^\s\"'<>]+")
 _SECRETS = "authorization|password|secret|token|api_?key|credential|cookie|signature"
 _SECRET_NAME = re.compile(_SECRETS, re.IGNORECASE)
 _SECRET_HEADER = re.compile(r"((?:authorization|cookie)\s{0,9}[:=]\s{0,9})\S[^\r\n]*", re.IGNORECASE)

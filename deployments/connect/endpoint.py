@@ -261,4 +261,5 @@ async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
             async with asyncio.timeout(CLOSING_SECONDS):
                 await writer.wait_closed()
     finally:
-        writer.transport.abort()
+        with contextlib.suppress(AttributeError):  # before Python 3.11.4, TLS that was closed twice has none
+            writer.transport.abort()

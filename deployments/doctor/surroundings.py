@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from deployments import scaling
 from deployments.doctor.findings import Finding, fail, ok, warn
 from deployments.errors import StorageUnavailable
 from deployments.models.base import Endpoint
@@ -27,6 +28,8 @@ from deployments.words import in_bytes, many
 APPLICATION = "deployments.app:build_app"
 SPACE_WARN, SPACE_FAIL = 1024**3, 100 * 1024**2
 FFMPEG_SECONDS = 4.0
+OF_MODELS = ("batching", "run_seconds")
+"""What the dispatcher's ``user_config`` says of each model."""
 
 # ---------------------------------------------------------------- configuration
 
@@ -102,6 +105,7 @@ def _check_for_serve(document: Any) -> None:
                 DispatcherConfig.model_validate(deployment.get("user_config") or {})
     except ValidationError as error:
         raise ValueError(_first_of(error)) from None
+    scaling.check(_deployments(document))
 
 
 def _deployments(document: Any) -> list[dict[str, Any]]:
@@ -116,8 +120,8 @@ def _strangers(document: Any, endpoints: Mapping[str, Endpoint]) -> list[str]:
     named = [deployment["name"] for deployment in _deployments(document)]
     models = {endpoint.model for endpoint in endpoints.values()}
     for deployment in _deployments(document):
-        for said in (deployment.get("user_config") or {}).values():
-            named += [model for model in said if model not in models] if isinstance(said, dict) else []
+        told = deployment.get("user_config") or {}
+        named += [model for name in OF_MODELS for model in told.get(name, {}) if model not in models]
     return [name for name in named if name not in existing]
 
 

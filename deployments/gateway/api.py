@@ -4,32 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exception_handlers import request_validation_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse
+from fastapi.routing import RouteContext, iter_route_contexts
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp
 
-from deployments.errors import InternalError, InvalidInput, ServingError
+from deployments import tracing
+from deployments.errors import (
+    BadRequest,
+    InternalError,
+    InvalidInput,
+    InvalidParameter,
+    MethodNotAllowed,
+    NotFound,
+    PlatformError,
+    ServingError,
+)
 from deployments.gateway import platform, wire
 from deployments.gateway.auth import Authenticator
 from deployments.gateway.document_routes import document_router
+from deployments.gateway.entrance import Entrance
 from deployments.gateway.file_routes import access_router, file_router
+from deployments.gateway.headers import Headers
 from deployments.gateway.health_routes import NotReady, health_router
 from deployments.gateway.hosts import FalHosts, RequestIds
+from deployments.gateway.limits import Limiter
 from deployments.gateway.load_routes import Runners, no_runners
+from deployments.gateway.measured import Measured, telemetry
+from deployments.gateway.metrics_routes import metrics_router
 from deployments.gateway.page_routes import page_router
 from deployments.gateway.platform_routes import platform_router
 from deployments.gateway.polls import Polls
 from deployments.gateway.queue_routes import queue_router
 from deployments.gateway.realtime_routes import realtime_router
 from deployments.gateway.run_routes import run_router
+from deployments.gateway.sample import keep_sample
 from deployments.gateway.service import Service
 from deployments.gateway.stream_routes import stream_router
 from deployments.gateway.tokens import Tokens, token_router
@@ -37,13 +53,14 @@ from deployments.gateway.upload_routes import upload_router
 from deployments.gateway.webhook_routes import webhook_router
 from deployments.models.base import Endpoint
 from deployments.queue.files import Files, Sweeper
-from deployments.queue.keys import Keys
+from deployments.queue.keys import NOTE_SECONDS, Keys
 from deployments.queue.reports import Reports
 from deployments.queue.retention import Retention
 from deployments.queue.secrets import Secrets
 from deployments.queue.store import RequestStore
 from deployments.queue.watch import Changes, Positions
 from deployments.storage import FileStorage, without_secrets
+from deployments.web import Reach
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +75,27 @@ BREATH_SECONDS = 0.05
 """Between two batches of such requests, so that nobody waits for many of them."""
 
 CORS: dict[str, Any] = {
-    "allow_origins": ["*"],
-    "allow_methods": ["GET", "POST", "PUT", "DELETE", "OPTIONS"],
+    "allow_methods": ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"],
     "allow_headers": ["*"],
-    "expose_headers": [wire.REQUEST_ID, wire.TIMEOUT_TYPE, wire.ERROR_TYPE, wire.BILLABLE_UNITS, "etag"],
+    "expose_headers": [
+        wire.REQUEST_ID,
+        wire.TIMEOUT_TYPE,
+        wire.ERROR_TYPE,
+        wire.BILLABLE_UNITS,
+        wire.RETRY_AFTER,
+        "x-fal-needs-retry",
+        "x-fal-retryable",
+        "etag",
+    ],
+    "max_age": 7200,
 }
-"""Any page may call: callers carry a key, never a cookie."""
+"""How pages of other origins may call. Callers carry a key, never a cookie, so none is asked for."""
+
+ANY_PATH = ("run", "submit", "unknown")
+"""The routes, by their names, that take any path, and say themselves that there is no such endpoint."""
+
+NO_HEAD = {"run", "stream", "status_stream"}
+"""Routes of GET that begin or follow work, by their names: who asks for the head of an answer wants none of it."""
 
 
 def create_api(
@@ -81,6 +113,8 @@ def create_api(
     keep_requests_days: float = 0.0,
     keep_files_days: float = 0.0,
     signed_seconds: float = 0.0,
+    cors_origins: Sequence[str] = ("*",),
+    webhook_reach: Reach | None = None,
 ) -> ASGIApp:
     """The gateway's HTTP application.
 
@@ -100,20 +134,23 @@ def create_api(
         keep_files_days: When files are deleted that have no lifetime of their own; 0 for never.
         signed_seconds: How long a bucket's own address of a file is good for, to which its readers are sent; 0 where
             they are not.
+        cors_origins: The origins of pages that may call; ``*`` for any.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         store = await open_store()
+        await keep_sample(storage)
         positions, changes = Positions(store), Changes(store)
-        keys = Keys(store.database)
+        keys, reports = Keys(store.database), Reports(store.database)
         authenticate = Authenticator(key, keys)
         service = Service(
             endpoints=endpoints,
             authenticate=authenticate,
             keys=keys,
-            reports=Reports(store.database),
+            reports=reports,
             store=store,
+            limiter=Limiter(store, reports, endpoints),
             storage=storage,
             files=Files(store.database),
             tokens=Tokens(Secrets(store.database), authenticate.is_valid),
@@ -123,9 +160,11 @@ def create_api(
             public_url=public_url,
             max_upload_bytes=max_upload_bytes,
             signed_seconds=signed_seconds,
+            webhook_reach=webhook_reach or Reach(),
         )
         for router in (
             health_router(store, storage, not_ready),
+            metrics_router(service, runners),
             document_router(service),
             page_router(service),  # after the documents: it takes every path below /models
             upload_router(service),
@@ -140,9 +179,11 @@ def create_api(
             run_router(service),  # last: it takes every path
         ):
             app.include_router(router)
+        _allow_head(app)
         sweeper = Sweeper(service.files, storage, keep_files_days * DAY_SECONDS)
         retention = Retention(store.database, keep_payloads_days * DAY_SECONDS, keep_requests_days * DAY_SECONDS)
         sweepers = [asyncio.create_task(_sweep_files(sweeper)), asyncio.create_task(_sweep_rows(retention))]
+        sweepers.append(asyncio.create_task(_note_uses(authenticate)))
         yield
         for sweeping in sweepers:
             sweeping.cancel()
@@ -150,11 +191,25 @@ def create_api(
                 await sweeping
         await changes.close()
         await store.close()
+        await tracing.end_with_process()
 
-    app = FastAPI(title="svd-serve", lifespan=lifespan, openapi_url=None)
-    _add_error_handlers(app, f"{public_url}/docs/llms.txt")
+    def answer(path: str, error: ServingError) -> Response:
+        if path.startswith(platform.PREFIX):
+            return platform.error_response(error, f"{public_url}/docs/llms.txt")
+        return wire.error_response(error)
+
+    app = FastAPI(title="svd-serve", lifespan=lifespan, openapi_url=None, redirect_slashes=False, telemetry=telemetry())
+    _add_error_handlers(app, answer, endpoints)
     # Around the application rather than inside it, so that the answer to an unexpected error passes them too.
-    return RequestIds(CORSMiddleware(FalHosts(app), **CORS))
+    calls = CORSMiddleware(FalHosts(Measured(Entrance(app, answer))), allow_origins=list(cors_origins), **CORS)
+    return RequestIds(Headers(calls))
+
+
+def _allow_head(app: FastAPI) -> None:
+    """Let whoever may GET something ask for the head of the answer alone, whose body the server leaves out."""
+    for route in iter_route_contexts(app.routes):
+        if route.methods and "GET" in route.methods and route.name not in NO_HEAD:
+            route.methods.add("HEAD")
 
 
 async def _sweep_files(sweeper: Sweeper) -> None:
@@ -183,30 +238,63 @@ async def _sweep_rows(retention: Retention) -> None:
         await asyncio.sleep(BREATH_SECONDS if more else RETENTION_SECONDS)
 
 
-def _add_error_handlers(app: FastAPI, docs_url: str) -> None:
-    def answer(request: Request, error: ServingError) -> Response:
-        if request.url.path.startswith(platform.PREFIX):
-            return platform.error_response(error, docs_url)
-        return wire.error_response(error)
+async def _note_uses(authenticate: Authenticator) -> None:
+    """Keep when keys were last used, for as long as this process serves, and once more at its end."""
+    try:
+        while True:
+            await asyncio.sleep(NOTE_SECONDS)
+            await authenticate.note_uses()
+    finally:
+        await authenticate.note_uses()
 
+
+def _add_error_handlers(
+    app: FastAPI, answer: Callable[[str, ServingError], Response], endpoints: Collection[str]
+) -> None:
     @app.exception_handler(ServingError)
     async def serving_error(request: Request, error: ServingError) -> Response:
         if error.status >= 500:
             path = without_secrets(request.url.path)
             logger.error("%s %s: %s", request.method, path, error, exc_info=error.__cause__)
-        return answer(request, error)
+        if isinstance(error, NotFound) and getattr(request.scope.get("route"), "name", None) in ANY_PATH:
+            return no_such_path(request, error)
+        return answer(request.url.path, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid_request(request: Request, error: RequestValidationError) -> Response:
-        if request.url.path.startswith(platform.PREFIX):
-            return answer(request, InvalidInput([{**each, "loc": each["loc"][1:]} for each in error.errors()]))
-        return await request_validation_exception_handler(request, error)
+        path = request.url.path
+        if path.startswith(platform.PREFIX):
+            return answer(path, InvalidInput([{**each, "loc": each["loc"][1:]} for each in error.errors()]))
+        return answer(path, InvalidParameter(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+        if error.status_code == 405:
+            return no_such_path(request, NotFound("Path not found"))
+        kinds: dict[int, type[PlatformError]] = {404: NotFound}
+        return answer(request.url.path, kinds.get(error.status_code, BadRequest)(str(error.detail)))
+
+    def no_such_path(request: Request, error: NotFound) -> Response:
+        methods = _methods(request, endpoints)
+        if not methods:
+            return answer(request.url.path, error)
+        said = answer(request.url.path, MethodNotAllowed(f"{request.method} is not what this path is for"))
+        said.headers["allow"] = ", ".join(sorted(methods))
+        return said
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         logger.error("%s %s failed", request.method, without_secrets(request.url.path), exc_info=error)
-        return answer(request, InternalError("Internal error"))
+        return answer(request.url.path, InternalError("Internal error"))
+
+
+def _methods(request: Request, endpoints: Collection[str]) -> set[str]:
+    """The methods that a path knows. A route that takes any path has only those that end in an endpoint."""
+
+    def has_path(route: RouteContext) -> bool:
+        match, child = route.matches(request.scope)
+        return match != Match.NONE and (route.name not in ANY_PATH or child["path_params"]["path"] in endpoints)
+
+    return {
+        method for each in iter_route_contexts(request.app.routes) if has_path(each) for method in each.methods or ()
+    }

@@ -18,7 +18,10 @@ from typing import Any
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.gateway import patience
+from deployments.gateway.headers import Headers
 from deployments.gateway.starting import Starting
+from deployments.gateway.steering import Steering
 
 PIECE_BYTES = 48 * 1024
 """As much as goes from process to process at once. Two of them are less than what Ray sends by its shared memory."""
@@ -79,5 +82,6 @@ class _Held(dict[str, Any]):
 
 
 def proxy_middlewares() -> list[Middleware]:
-    """What Serve's proxy is to be started with."""
-    return [Middleware(Starting), Middleware(Backpressure)]
+    """What Serve's proxy is to be started with, from the innermost to the outermost; and how it is to speak."""
+    patience.install()
+    return [Middleware(each) for each in (Starting, Backpressure, Steering, Headers)]

@@ -17,10 +17,11 @@ from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from markdown_it import MarkdownIt
 
-from deployments.gateway.charges import CURRENCY
+from deployments.gateway.headers import page_headers
 from deployments.gateway.openapi import SAMPLE_SEED, input_name, input_schemas, openapi_of, output_name, output_schemas
 from deployments.gateway.service import Service
 from deployments.models.base import Endpoint
+from deployments.models.charges import CURRENCY
 
 SAMPLE_BYTES = 1_048_576
 
@@ -61,7 +62,10 @@ def document_router(service: Service) -> APIRouter:
         endpoint = service.endpoint(endpoint_id)
         links = "".join(f'<a href="/models/{html.escape(id)}/api">{html.escape(id)}</a>' for id in service.endpoints)
         content = markdown.render(endpoint_text(endpoint, service.public_url))
-        return HTMLResponse(PAGE.format(title=html.escape(endpoint.title), links=links, content=content))
+        return HTMLResponse(
+            PAGE.format(title=html.escape(endpoint.title), links=links, content=content),
+            headers=page_headers(service.public_url),
+        )
 
     @router.get("/llms.txt")
     async def index() -> Response:
@@ -309,7 +313,8 @@ _GUIDE = {
         "- `GET {url}/v1/models/usage`, `/analytics`, `/billing-events`: what was used, how fast, at what cost",
         "- `GET {url}/v1/models/requests/by-endpoint`, `/search`; `DELETE {url}/v1/models/requests/<id>/payloads`",
         "- `GET`, `POST {url}/v1/keys`, `DELETE {url}/v1/keys/<key_id>`: keys, for administrators",
-        "- `GET {url}/v1/serverless/metrics`: Prometheus; `/v1/serverless/apps/<owner>/<alias>/queue`: queue size",
+        "- `GET {url}/metrics`: Prometheus, for administrators",
+        "- `GET {url}/v1/serverless/metrics`: fal's gauges; `/v1/serverless/apps/<owner>/<alias>/queue`: queue size",
     ),
     "Documents": (
         "- `GET {url}/api/openapi/queue/openapi.json?endpoint_id=<id>`: OpenAPI 3.0",

@@ -13,8 +13,9 @@ from pydantic import BaseModel, Field
 
 from deployments.errors import BadRequest, NotFound, Unauthenticated
 from deployments.gateway.auth import Caller
+from deployments.gateway.bodies import read_model
+from deployments.gateway.headers import FILE_HEADERS
 from deployments.gateway.service import Service
-from deployments.gateway.submission import read_model
 from deployments.queue.files import Acl, Decision, FileRecord, Lifecycle
 from deployments.storage import Stat, disposition_of
 
@@ -47,7 +48,7 @@ def file_router(service: Service) -> APIRouter:
         if _lists(request.headers.get("if-none-match"), stat.etag):
             return Response(status_code=304, headers=headers)
         if request.method == "GET" and (url := await _signed(service, key, file, request)):
-            return RedirectResponse(url, headers={"cache-control": "no-store", "x-content-type-options": "nosniff"})
+            return RedirectResponse(url, headers={**FILE_HEADERS, "cache-control": "no-store"})
         status, start, end = 200, 0, stat.size
         if asked := _asked_range(request, stat):
             status, start, end = 206, *_resolve(*asked, stat.size)
@@ -138,8 +139,7 @@ def _headers(key: str, stat: Stat, file: FileRecord | None) -> dict[str, str]:
         "etag": stat.etag,
         "last-modified": formatdate(stat.modified, usegmt=True),
         "cache-control": _cache_control(file),
-        "x-content-type-options": "nosniff",
-        "content-security-policy": "sandbox",
+        **FILE_HEADERS,
     }
     if disposition := disposition_of(key, content_type):
         headers["content-disposition"] = disposition

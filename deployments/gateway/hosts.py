@@ -5,6 +5,7 @@ A request says which host it is for by its Host header, or, sent to ``/api/fal/p
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments import logs
 from deployments.gateway.wire import REQUEST_ID
 
 PROXY_PATH = "/api/fal/proxy"
@@ -59,8 +61,9 @@ class FalHosts:
 
 
 def _split(url: str) -> SplitResult | None:
+    """The parts of a URL; None where it is malformed, or has letters that none can have."""
     try:
-        return urlsplit(url)
+        return urlsplit(url) if url.isascii() else None
     except ValueError:
         return None
 
@@ -74,7 +77,8 @@ def _addressed(scope: Scope, host: str, raw_path: str, query: str) -> Scope:
 class RequestIds:
     """ASGI middleware that puts ``x-fal-request-id`` on every reply that has none of its own.
 
-    The Python client tells our answers from those of a proxy in between by this header.
+    The Python client tells our answers from those of a proxy in between by this header. What is logged meanwhile has
+    the same id.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -82,11 +86,13 @@ class RequestIds:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one HTTP request."""
+        """Serve one HTTP request or WebSocket."""
+        request_id = str(uuid4())
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).setdefault(REQUEST_ID, str(uuid4()))
+                MutableHeaders(scope=message).setdefault(REQUEST_ID, request_id)
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        with logs.request_context(request_id) if scope["type"] != "lifespan" else nullcontext():
+            await self._app(scope, receive, send_with_id)

@@ -13,13 +13,11 @@ from typing import Any
 
 from pydantic import BaseModel, Field, create_model
 
+from deployments.gateway.sample import SAMPLE_KEY
 from deployments.models.base import Endpoint
 from deployments.storage import File
 
 VERSION = "3.0.4"
-SAMPLE_KEY = "samples/landscape.jpg"
-"""The picture that ``svd-serve serve`` stores for a first try."""
-
 SAMPLE_SEED = 42
 _SCHEMAS = "#/components/schemas/"
 _SECURITY = "apiKeyAuth"

@@ -14,6 +14,7 @@ from uuid import uuid4
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
 
+from deployments import logs
 from deployments.errors import BadRequest, ServingError
 from deployments.gateway import wire
 from deployments.queue.reports import Place
@@ -34,9 +35,9 @@ def error_response(error: ServingError, docs_url: str) -> JSONResponse:
     """A failure in the platform API's form; whatever is wrong with the request is a 400 there."""
     status = 400 if error.status in (413, 422) else error.status
     kind = _TYPES.get(status, "server_error" if status >= 500 else "validation_error")
-    request_id = str(uuid4())
+    request_id = logs.request_id() or str(uuid4())
     body = {"type": kind, "message": error.message, "docs_url": docs_url, "request_id": request_id}
-    headers = {wire.REQUEST_ID: request_id, wire.BILLABLE_UNITS: "0"}
+    headers = {wire.REQUEST_ID: request_id, wire.BILLABLE_UNITS: "0", **wire.retry_headers(error)}
     if status == 401:
         headers["www-authenticate"] = "Key"
     return JSONResponse({"error": body}, status, headers)

@@ -1,6 +1,7 @@
 """fal's platform API (``api.fal.ai/v1``, here ``/v1``): which models there are, and what they cost.
 
-    platform_router ──▶ models, pricing (here) · usage, history (report_routes) · keys (key_routes) · load (load_routes)
+    platform_router ──▶ models, pricing (here) · usage, history (report_routes) · costs (cost_routes)
+                       keys (key_routes) · load (load_routes)
 
 Its errors have a form of their own (``platform.error_response``).
 """
@@ -16,18 +17,20 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
 
+from deployments.costs import MICRO
 from deployments.errors import InvalidInput, NotFound
 from deployments.gateway.auth import Caller
-from deployments.gateway.charges import CURRENCY, charge
+from deployments.gateway.bodies import MOST_BYTES_OF_A_FORM, read_json
+from deployments.gateway.cost_routes import cost_router
 from deployments.gateway.key_routes import key_router
 from deployments.gateway.load_routes import Runners, load_router
 from deployments.gateway.openapi import openapi_of
 from deployments.gateway.platform import MOST_ENDPOINTS, EndpointId, EndpointIds, Listed, Paged
 from deployments.gateway.report_routes import report_router
 from deployments.gateway.service import Service, app_id
-from deployments.gateway.submission import read_json
 from deployments.models.base import Endpoint
-from deployments.queue.reports import EVER, MICRO, Selection
+from deployments.models.charges import CURRENCY, charge
+from deployments.queue.reports import EVER, Selection
 
 MOST_CALLS = 10**9
 
@@ -101,6 +104,7 @@ def platform_router(service: Service, webhook_ip_ranges: Sequence[str], runners:
     router = APIRouter()
     router.include_router(_model_router(service))
     router.include_router(report_router(service))
+    router.include_router(cost_router(service))
     router.include_router(key_router(service))
     router.include_router(load_router(service, runners))
 
@@ -137,7 +141,7 @@ def _model_router(service: Service) -> APIRouter:
     @router.post("/pricing/estimate")
     async def estimate(request: Request, caller: Caller = authenticated) -> Response:
         try:
-            asked = Estimate.model_validate({"asked": await read_json(request)}).asked
+            asked = Estimate.model_validate({"asked": await read_json(request, MOST_BYTES_OF_A_FORM)}).asked
         except ValidationError as error:
             raise InvalidInput(error.errors()) from error
         costs = [await _cost(service, caller, _known(service, id), of) for id, of in asked.endpoints.items()]

@@ -12,12 +12,13 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from deployments.errors import BadRequest, NotFound, QueueFull, StillInProgress, Unavailable
+from deployments.errors import BadRequest, NotFound, QueueFull, StillInProgress, Unauthenticated, Unavailable
 from deployments.gateway import wire
 from deployments.gateway.auth import Caller
+from deployments.gateway.bodies import read_json
 from deployments.gateway.polls import POSITION_SECONDS
 from deployments.gateway.service import Service
-from deployments.gateway.submission import read_json, webhook_of
+from deployments.gateway.submission import webhook_of
 from deployments.gateway.wire import KEEPALIVE_SECONDS
 from deployments.models.base import Endpoint
 from deployments.queue.request import Cancelled, InferenceRequest, RequestStatus, Version
@@ -43,11 +44,12 @@ def queue_router(service: Service) -> APIRouter:
 
     @router.get("/{path:path}/requests/{request_id}/status/stream")
     async def status_stream(path: str, request_id: str, connection: Request, logs: str = "0") -> Response:
-        request = await service.request(path, request_id, await service.caller(connection, path))
+        caller = await service.caller(connection, path)
+        request = await service.request(path, request_id, caller)
         if request is None:
             return _unknown(request_id)
         return StreamingResponse(
-            _stream(service, request, logs.lower() in TRUE),
+            _stream(service, connection, caller, request, logs.lower() in TRUE),
             media_type="text/event-stream",
             headers={wire.REQUEST_ID: request_id, "cache-control": "no-store"},
         )
@@ -74,11 +76,11 @@ def queue_router(service: Service) -> APIRouter:
 
     @router.post("/{path:path}")
     async def submit(path: str, request: Request, caller: Caller = authenticated) -> Response:
-        endpoint = service.endpoint(path)
-        await _check_depth(service, endpoint, request)
-        webhook = webhook_of(request)
+        endpoint = await service.admit(caller, path, request)
+        await _check_depth(service, endpoint, caller, request)
+        webhook = webhook_of(request, service.webhook_reach)
         row, refused = await service.new_request(endpoint, caller, await read_json(request), request, retry=True)
-        accepted = await service.store.submit(replace(row, webhook=webhook), refused.failure() if refused else None)
+        accepted = await service.limiter.submit(caller, replace(row, webhook=webhook), refused, synchronous=False)
         position = 0 if refused else await service.positions.ahead(accepted)
         return JSONResponse(
             wire.status_body(accepted, service.urls(accepted), position, None),
@@ -95,13 +97,22 @@ async def _status(service: Service, request: InferenceRequest, with_logs: bool, 
     return wire.status_body(request, service.urls(request), position, logs)
 
 
-async def _stream(service: Service, request: InferenceRequest, with_logs: bool) -> AsyncIterator[str]:
-    """Server-sent events: the status now and whenever it changes, each with only the log lines that are new."""
+async def _stream(
+    service: Service, connection: Request, caller: Caller, request: InferenceRequest, with_logs: bool
+) -> AsyncIterator[str]:
+    """Server-sent events: the status now and whenever it changes, each with only the log lines that are new.
+
+    They end with the key, or with the secret that was sent, as polls do; what a revoked key has submitted goes on.
+    """
     last: dict[str, Any] = {}
     version = Version.of(request)
     seen, quiet_since = 0, time.monotonic()
     while True:
         with contextlib.suppress(Unavailable):  # the store comes back; a caller who waits is not told otherwise
+            try:
+                await service.same_caller(connection, caller)
+            except Unauthenticated:
+                return
             request = await service.store.get(request.id) or request
             body = await _status(service, request, with_logs, seen)
             if body["logs"] or {**body, "logs": None} != {**last, "logs": None}:
@@ -116,14 +127,16 @@ async def _stream(service: Service, request: InferenceRequest, with_logs: bool) 
         version = await service.changes.since(request.id, version, POSITION_SECONDS)
 
 
-async def _check_depth(service: Service, endpoint: Endpoint, request: Request) -> None:
+async def _check_depth(service: Service, endpoint: Endpoint, caller: Caller, request: Request) -> None:
+    """See that the queue is no longer than its caller accepts; who repeats a submit has accepted it already."""
     longest = request.query_params.get("fal_max_queue_length")
     if longest is None:
         return
     if not re.fullmatch("[0-9]{1,9}", longest):
         raise BadRequest("fal_max_queue_length must be a whole number")
     depth = await service.positions.depth(endpoint.model)
-    if depth > int(longest):
+    idempotency_key = request.headers.get("idempotency-key")
+    if depth > int(longest) and not await service.store.earlier(caller.key_id, endpoint.id, idempotency_key):
         raise QueueFull(f"{depth} requests are waiting, more than the {longest} accepted by fal_max_queue_length")
 
 

@@ -1,9 +1,9 @@
 """fal's realtime connections (``/{endpoint}/realtime``): inputs and outputs as frames of one WebSocket.
 
-    binary frame (msgpack) | text frame (JSON) ──▶ buffer ──▶ submit, wait ──▶ a frame of the same kind
+    binary frame (msgpack) | text frame (JSON) ──▶ buffer ──▶ may its caller? ──▶ read, submit, wait ──▶ such a frame
 
 Each input is a request like any other, one after the other. What a caller sends faster than it is answered waits in a
-buffer, from which the oldest falls out.
+buffer, from which the oldest falls out. A frame is not read before its caller's key and limits let it be an input.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ import asyncio
 import json
 import logging
 from dataclasses import replace
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgpack
 from fastapi import APIRouter, Query
-from pydantic_core import from_json
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from deployments.errors import BadRequest, InternalError, ServingError, Unauthenticated
+from deployments.errors import BadRequest, InternalError, ServingError
 from deployments.gateway import wire
 from deployments.gateway.auth import Caller
+from deployments.gateway.bodies import parse_json
 from deployments.gateway.service import Service
 from deployments.models.base import Endpoint
 
 logger = logging.getLogger(__name__)
+
+Container = TypeVar("Container", list[Any], dict[str, Any])
 
 IDLE_SECONDS = 90.0
 """A connection without inputs is closed after this long; clients open it again with their next input."""
@@ -33,6 +35,9 @@ IDLE_SECONDS = 90.0
 MOST_BUFFERED = 60
 MOST_BUFFERED_BYTES = 32 * 1024 * 1024
 """Of the inputs that wait on one connection: room for the largest picture that is read, as a data URI."""
+
+MOST_VALUES = 1000
+"""Of all lists and maps of a binary frame together. One byte of it can be a list that takes sixty."""
 
 
 class Frame(NamedTuple):
@@ -44,11 +49,11 @@ class Frame(NamedTuple):
         """The input.
 
         Raises:
-            BadRequest: It is no map.
+            BadRequest: It is no map, or has too many values.
         """
         try:
-            value = from_json(self.data) if isinstance(self.data, str) else msgpack.unpackb(self.data)
-            json.dumps(value, allow_nan=False)  # msgpack has values that JSON has not
+            value = parse_json(self.data.encode()) if isinstance(self.data, str) else _unpack(self.data)
+            json.dumps(value, allow_nan=False, ensure_ascii=False)  # msgpack has values that JSON has not
         except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
             raise BadRequest("The frame holds neither JSON (text) nor msgpack of what JSON has (binary)") from error
         if not isinstance(value, dict):
@@ -58,6 +63,26 @@ class Frame(NamedTuple):
     def encode(self, body: dict[str, Any]) -> Frame:
         """An answer of the same kind."""
         return Frame(json.dumps(body) if isinstance(self.data, str) else msgpack.packb(body))
+
+
+def _unpack(data: bytes) -> Any:
+    """What msgpack says; it stops where there are too many values.
+
+    Raises:
+        ValueError: It is no msgpack, or has too many values.
+        msgpack.UnpackException: It is no msgpack.
+    """
+    seen = 0
+
+    def counted(values: Container) -> Container:
+        nonlocal seen
+        seen += 1 + len(values)
+        if seen > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES} values")
+        return values
+
+    most = {"max_array_len": MOST_VALUES, "max_map_len": MOST_VALUES}
+    return msgpack.unpackb(data, list_hook=counted, object_hook=counted, **most)
 
 
 def realtime_router(service: Service) -> APIRouter:
@@ -131,15 +156,13 @@ class Connection:
     async def _answer(self, frame: Frame) -> None:
         echo: dict[str, Any] = {}
         try:
+            caller = await self._service.same_caller(self._socket, self._caller)
+            await self._service.limiter.admit(caller, self._endpoint)
             payload = frame.decode()
             echo = {name: payload.pop(name) for name in ("request_id",) if name in payload}
-            if not await self._service.authenticate.is_valid(self._caller.key_id):
-                raise Unauthenticated("The key has been revoked")
-            row, refused = await self._service.new_request(
-                self._endpoint, self._caller, payload, self._socket, retry=False
-            )
+            row, refused = await self._service.new_request(self._endpoint, caller, payload, self._socket, retry=False)
             # A connection has one Idempotency-Key and many inputs, so it can be no input's.
-            request = await self._service.run(replace(row, idempotency_key=None), refused)
+            request = await self._service.run(caller, replace(row, idempotency_key=None), refused)
             output = await self._service.store.output(request.id)
         except ServingError as error:
             await self._complain(error.type, error.message, **echo)

@@ -11,11 +11,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
+from deployments.errors import Unavailable
+
 VALID_SECONDS = 5.0
 """How old the rows in memory may be for one of them to be believed: a removal takes effect within this time."""
 
 UNKNOWN_SECONDS = 1.0
-"""How old they may be for an id to be refused because it is not among them: a new row works within this time."""
+"""How old they may be for something to be refused because it is not among them: what is new works within this time."""
 
 
 class Named(Protocol):
@@ -37,6 +39,8 @@ class Recent(Generic[Row]):
         self._read = read
         self._known: Mapping[str, Row] = {}
         self._read_at = self._forgotten_at = -VALID_SECONDS
+        self._failure: Unavailable | None = None
+        self._failed_at = 0.0
         self._reading = asyncio.Lock()
 
     async def all(self) -> Sequence[Row]:
@@ -48,20 +52,39 @@ class Recent(Generic[Row]):
         """The row of this id; None where there is none."""
         await self._read_if_older_than(VALID_SECONDS)
         if id not in self._known:
-            await self._read_if_older_than(UNKNOWN_SECONDS)
+            await self.renew()
         return self._known.get(id)
+
+    async def renew(self) -> None:
+        """Read them again before something is refused for what they say, unless they are new."""
+        await self._read_if_older_than(UNKNOWN_SECONDS)
+
+    @property
+    def age(self) -> float:
+        """For how many seconds what they say may have been so no longer."""
+        return time.monotonic() - self._read_at
 
     def forget(self) -> None:
         """Read them again before the next is believed: this process has changed one."""
         self._forgotten_at = time.monotonic()
 
     async def _read_if_older_than(self, seconds: float) -> None:
+        came = time.monotonic()
         if self._is_older_than(seconds):
             async with self._reading:
+                if self._failure and self._failed_at > came:  # for whoever waited: not one after the other
+                    raise Unavailable(self._failure.message) from self._failure
                 if self._is_older_than(seconds):
-                    begun = time.monotonic()
-                    self._known = {row.id: row for row in await self._read()}
-                    self._read_at = begun
+                    await self._read_now()
+
+    async def _read_now(self) -> None:
+        begun = time.monotonic()
+        try:
+            self._known, self._failure = {row.id: row for row in await self._read()}, None
+            self._read_at = begun
+        except Unavailable as failure:
+            self._failure, self._failed_at = failure, begun
+            raise
 
     def _is_older_than(self, seconds: float) -> bool:
         return self._read_at <= self._forgotten_at or time.monotonic() - self._read_at >= seconds

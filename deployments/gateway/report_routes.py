@@ -3,7 +3,9 @@
     query ──▶ Window (buckets) ──▶ Reports ──▶ charges ──▶ time_series, summary
     query ──▶ Selection ─────────▶ Reports ──▶ pages of billing events, or of requests with their payloads
 
-A key sees its own requests, one with the ADMIN scope everybody's.
+A key sees its own requests, one with the ADMIN scope everybody's, and what they cost us: to others that is not there.
+fal calls *cost* what is billed. So what they cost us is ``gpu_cost`` beside it, and ``cost`` only in the history, which
+knows no such field of fal's.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import JSONResponse
 from pydantic import BeforeValidator, Field, StringConstraints
 
+from deployments.costs import NANO
 from deployments.errors import BadRequest, NotFound, ServingError
 from deployments.gateway.auth import Caller
-from deployments.gateway.charges import CURRENCY, charge
 from deployments.gateway.platform import EndpointIds, Listed, Paged, after, split
 from deployments.gateway.service import Service
 from deployments.gateway.timeframes import MAX_BUCKETS, Period, Window, utc
+from deployments.models.charges import CURRENCY, billed, charge
 from deployments.queue.reports import PERCENTILES, Ending, Order, Past, Selection, Speed, Used
 from deployments.queue.request import InferenceRequest, RequestStatus
 
@@ -42,6 +45,11 @@ _TIMES = {
     **{f"p{percent}_prepare_duration": ("waits", percent) for percent in PERCENTILES},
 }
 _REQUEST_ID = re.compile(r"[0-9a-f-]{36}")
+
+
+def usd(nano_usd: int) -> float:
+    """An amount as answers write it."""
+    return nano_usd / NANO
 
 
 class InBucket(Protocol):
@@ -106,7 +114,7 @@ def report_router(service: Service) -> APIRouter:
     async def billing_events(query: Annotated[BillingQuery, Query()], caller: Caller = authenticated) -> Response:
         selection = _selection(query, caller, request_ids=query.request_id, ending=Ending.SUCCESS)
         page = await service.reports.outline(selection, query.limit + 1, after=query.place())
-        events = [_billing_event(service, past) for past in page[: query.limit]]
+        events = [_billing_event(service, past, caller) for past in page[: query.limit]]
         return JSONResponse({"billing_events": events, **_rest(page, query)})
 
     @router.get("/v1/models/requests/by-endpoint")
@@ -133,7 +141,12 @@ def _selection(query: SeriesQuery | BillingQuery | SearchQuery, caller: Caller, 
     return Selection(caller.sees, query.endpoint_id, start, end, **more)
 
 
-def _check_expand(query: SeriesQuery | SearchQuery, known: Iterable[str]) -> set[str]:
+def check_expand(query: SeriesQuery | SearchQuery, known: Iterable[str]) -> set[str]:
+    """What an answer is to be expanded by.
+
+    Raises:
+        BadRequest: That is not known.
+    """
     if unknown := set(query.expand) - set(known):
         raise BadRequest(f"expand may name {', '.join(known)}, not {', '.join(sorted(unknown))}")
     return set(query.expand)
@@ -147,14 +160,19 @@ def _rest(page: Sequence[Past], query: Paged) -> dict[str, Any]:
 # ---------------------------------------------------------------- series
 
 
-def _edges(query: SeriesQuery) -> list[float]:
+def edges_of(query: Window) -> list[float]:
+    """Where the buckets of a query begin and end.
+
+    Raises:
+        BadRequest: That makes too many of them, or none.
+    """
     try:
         return query.edges(time.time())
     except ValueError as error:
         raise BadRequest(str(error)) from error
 
 
-def _series(
+def series(
     query: SeriesQuery, edges: Sequence[float], rows: Iterable[Row], tell: Callable[[list[Row]], list[dict[str, Any]]]
 ) -> dict[str, Any]:
     """A page of buckets; one in which nothing ended is there too, so that a chart has no gaps."""
@@ -167,23 +185,23 @@ def _series(
 
 
 async def _usage(service: Service, query: SeriesQuery, caller: Caller) -> dict[str, Any]:
-    parts = _check_expand(query, ("time_series", "summary", "auth_method")) or {"time_series"}
+    parts = check_expand(query, ("time_series", "summary", "auth_method")) or {"time_series"}
     if parts == {"auth_method"}:
         raise BadRequest("expand must name time_series or summary")
-    edges = _edges(query)
+    edges = edges_of(query)
     selection = Selection(caller.sees, query.endpoint_id)
 
     def tell(rows: list[Used]) -> list[dict[str, Any]]:
-        return _usage_results(service, rows, by_key="auth_method" in parts)
+        return _usage_results(service, rows, caller, by_key="auth_method" in parts)
 
     used = await service.reports.usage(selection, edges)
-    answer = _series(query, edges, used, tell)
+    answer = series(query, edges, used, tell)
     if "time_series" not in parts:
         answer = {"next_cursor": None, "has_more": False}
     return answer | ({"summary": tell(used)} if "summary" in parts else {})
 
 
-def _usage_results(service: Service, rows: Iterable[Used], by_key: bool) -> list[dict[str, Any]]:
+def _usage_results(service: Service, rows: Iterable[Used], caller: Caller, by_key: bool) -> list[dict[str, Any]]:
     """One line for each endpoint, or for each endpoint and key."""
 
     def group(row: Used) -> tuple[str, str]:
@@ -191,26 +209,31 @@ def _usage_results(service: Service, rows: Iterable[Used], by_key: bool) -> list
 
     lines = []
     for (endpoint, _), members in itertools.groupby(sorted(rows, key=group), group):
-        used = list(members)
-        due = charge(
-            service.endpoints.get(endpoint), sum(each.clips for each in used), sum(each.gpu_micros for each in used)
-        )
+        used, served = list(members), service.endpoints.get(endpoint)
+        due = charge(served, sum(each.clips for each in used), sum(each.gpu_micros for each in used))
+        price = sum(billed(served, each) for each in used)
         line = {"endpoint_id": endpoint, "unit": due.unit, "quantity": float(due.quantity)}
-        line |= {"unit_price": float(due.unit_price or 0), "cost": float(due.cost), "currency": CURRENCY}
+        line |= {"unit_price": float(due.unit_price or 0), "cost": usd(price), "currency": CURRENCY}
+        line |= _our_cost(price, sum(each.cost_nano_usd for each in used)) if caller.is_admin else {}
         lines.append(line | ({"auth_method": used[0].alias or used[0].key_id} if by_key else {}))
     return lines
 
 
+def _our_cost(price: int, cost: int) -> dict[str, float]:
+    """What something cost us beside what fal calls its cost, which is its price."""
+    return {"gpu_cost": usd(cost), "margin": usd(price - cost)}
+
+
 async def _analytics(service: Service, query: SeriesQuery, caller: Caller) -> dict[str, Any]:
-    parts = _check_expand(query, ("time_series", "summary", *_COUNTS, *_TIMES))
+    parts = check_expand(query, ("time_series", "summary", *_COUNTS, *_TIMES))
     metrics = (parts - {"time_series", "summary"}) or {"request_count"}
-    edges, timed = _edges(query), not metrics.isdisjoint(_TIMES)
+    edges, timed = edges_of(query), not metrics.isdisjoint(_TIMES)
     selection = Selection(caller.sees, query.endpoint_id)
 
     def tell(rows: list[Speed]) -> list[dict[str, Any]]:
         return [_metrics(speed, metrics) for speed in rows]
 
-    answer = _series(query, edges, await service.reports.speed(selection, edges, timed), tell)
+    answer = series(query, edges, await service.reports.speed(selection, edges, timed), tell)
     if "summary" in parts:
         answer["summary"] = tell(await service.reports.speed(selection, [edges[0], edges[-1]], timed))
     return answer
@@ -226,31 +249,41 @@ def _metrics(speed: Speed, asked: set[str]) -> dict[str, Any]:
 # ---------------------------------------------------------------- rows
 
 
-def _billing_event(service: Service, past: Past) -> dict[str, Any]:
-    due = charge(service.endpoints.get(past.endpoint), 1, past.gpu_micros)
-    return {
+def _price(service: Service, past: Past) -> int:
+    """What a request was billed, in nano dollars."""
+    if past.price_nano_usd is not None:
+        return past.price_nano_usd
+    is_success = 200 <= past.status_code < 300
+    return charge(service.endpoints.get(past.endpoint), 1, past.gpu_micros).nano_usd if is_success else 0
+
+
+def _billing_event(service: Service, past: Past, caller: Caller) -> dict[str, Any]:
+    due, price = charge(service.endpoints.get(past.endpoint), 1, past.gpu_micros), _price(service, past)
+    event = {
         "request_id": past.id,
         "endpoint_id": past.endpoint,
         "timestamp": utc(past.finished_at),
         "output_units": float(due.quantity),
         "unit_price": None if due.unit_price is None else float(due.unit_price),
         "percent_discount": None,
-        "cost_subtotal": float(due.cost),
+        "cost_subtotal": usd(price),
         "cost_discount": 0.0,
-        "cost_total": float(due.cost),
-        "cost_estimate_nano_usd": due.nano_usd,
+        "cost_total": usd(price),
+        "cost_estimate_nano_usd": price,
     }
+    return event | (_our_cost(price, past.cost_nano_usd) if caller.is_admin else {})
 
 
 async def _history(service: Service, query: SearchQuery, caller: Caller) -> dict[str, Any]:
-    payloads = "payloads" in _check_expand(query, ("payloads",))
+    payloads = "payloads" in check_expand(query, ("payloads",))
     selection = _selection(query, caller, request_ids=query.request_id, ending=query.status, text=query.query or None)
     read = service.reports.history if payloads else service.reports.outline
     page = await read(selection, query.limit + 1, query.sort_by, query.place())
-    return {"items": [_item(past, payloads) for past in page[: query.limit]], **_rest(page, query)}
+    items = [_item(service, past, payloads, caller) for past in page[: query.limit]]
+    return {"items": items, **_rest(page, query)}
 
 
-def _item(past: Past, payloads: bool) -> dict[str, Any]:
+def _item(service: Service, past: Past, payloads: bool, caller: Caller) -> dict[str, Any]:
     item = {
         "request_id": past.id,
         "endpoint_id": past.endpoint,
@@ -260,6 +293,9 @@ def _item(past: Past, payloads: bool) -> dict[str, Any]:
         "status_code": past.status_code,
         "duration": None if past.duration is None else round(past.duration, 6),
     }
+    if caller.is_admin:
+        price, cost = _price(service, past), past.cost_nano_usd
+        item |= {"cost": usd(cost), "price": usd(price), "margin": usd(price - cost)}
     return item | ({"json_input": past.input, "json_output": past.output} if payloads else {})
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from deployments.gateway.auth import Caller
 from deployments.gateway.service import Service
-from deployments.gateway.submission import read_json
+from deployments.gateway.submission import read_input
 
 
 def run_router(service: Service) -> APIRouter:
@@ -16,9 +16,9 @@ def run_router(service: Service) -> APIRouter:
 
     @router.api_route("/{path:path}", methods=["GET", "POST"])
     async def run(path: str, request: Request, caller: Caller = authenticated) -> Response:
-        endpoint = service.endpoint(path)
-        payload = dict(request.query_params) if request.method == "GET" else await read_json(request)
+        endpoint = await service.admit(caller, path, request)
+        payload = await read_input(request)
         row, refused = await service.new_request(endpoint, caller, payload, request, retry=False)
-        return await service.result(await service.run(row, refused))
+        return await service.result(await service.run(caller, row, refused))
 
     return router

@@ -7,15 +7,17 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from fastapi import Response
 from starlette.requests import HTTPConnection
 
+from deployments import tracing
 from deployments.errors import FileDamaged, FileDownloadError, Forbidden, NotFound, ServingError, Unauthenticated
 from deployments.gateway.auth import Authenticator, Caller
+from deployments.gateway.limits import Limiter
 from deployments.gateway.polls import Polls
 from deployments.gateway.submission import new_request
 from deployments.gateway.tokens import Tokens
@@ -28,6 +30,7 @@ from deployments.queue.request import InferenceRequest, NewRequest
 from deployments.queue.store import RequestStore
 from deployments.queue.watch import Changes, Positions
 from deployments.storage import FileStorage, Stat, without_secrets
+from deployments.web import Reach
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,7 @@ class Service:
     keys: Keys
     reports: Reports
     store: RequestStore
+    limiter: Limiter
     storage: FileStorage
     files: Files
     tokens: Tokens
@@ -52,6 +56,7 @@ class Service:
     public_url: str
     max_upload_bytes: int
     signed_seconds: float = 0.0
+    webhook_reach: Reach = field(default_factory=Reach)
 
     def endpoint(self, endpoint_id: str) -> Endpoint:
         """An endpoint by fal's id.
@@ -73,7 +78,20 @@ class Service:
         token = connection.query_params.get("fal_jwt_token")
         if token is None:
             return await self.authenticate(connection)
-        return Caller(await self.tokens.verify_app(token, path))
+        return await self.authenticate.bearer(await self.tokens.verify_app(token, path))
+
+    async def same_caller(self, connection: HTTPConnection, caller: Caller) -> Caller:
+        """Who has opened a connection, as it is by now: whoever came by a key must have its secret still.
+
+        A token may end before what it has opened. Its key may not.
+
+        Raises:
+            Unauthenticated: The key has been revoked or has expired, or its secret is another now.
+            Unavailable: The database cannot say.
+        """
+        if "fal_jwt_token" in connection.query_params:
+            return await self.authenticate.bearer(caller.key_id)
+        return await self.authenticate(connection)
 
     async def request(self, path: str, request_id: str, caller: Caller) -> InferenceRequest | None:
         """A caller's own request under ``owner/alias`` or the full endpoint id; None where there is none."""
@@ -81,6 +99,18 @@ class Service:
         if request is None or request.key_id != caller.key_id:
             return None
         return request if path in (request.endpoint, app_of(request)) else None
+
+    async def admit(self, caller: Caller, path: str, connection: HTTPConnection) -> Endpoint:
+        """The endpoint for which a caller makes work, before anything more of its call is read.
+
+        Raises:
+            IdempotencyKeyReused: The Idempotency-Key was used for another endpoint.
+            NotFound: This server has no such endpoint.
+            RateLimited: The caller's key makes more calls a second than it may.
+        """
+        endpoint = self.endpoint(path)
+        await self.limiter.admit(caller, endpoint, connection.headers.get("idempotency-key"))
+        return endpoint
 
     async def new_request(
         self, endpoint: Endpoint, caller: Caller, payload: Any, connection: HTTPConnection, *, retry: bool
@@ -92,6 +122,7 @@ class Service:
         asked = connection.headers.get("x-fal-object-lifecycle-preference")
         lifecycle = await self.files.lifecycle(caller.key_id, asked)
         row, refused = new_request(endpoint, caller, payload, connection, lifecycle, retry=retry)
+        tracing.describe(request_id=row.id, endpoint=row.endpoint)
         return row, refused or await self._unreadable(caller, json.loads(row.input))
 
     async def _unreadable(self, caller: Caller, input: Mapping[str, Any]) -> ServingError | None:
@@ -153,10 +184,10 @@ class Service:
             logger.error("%s: %s, of %s", damage.message, without_secrets(key), made_by)
             raise
 
-    async def run(self, row: NewRequest, refused: ServingError | None) -> InferenceRequest:
+    async def run(self, caller: Caller, row: NewRequest, refused: ServingError | None) -> InferenceRequest:
         """Submit, and wait for the end. A caller who goes away meanwhile no longer wants the clip."""
         try:
-            accepted = await self.store.submit(row, refused.failure() if refused else None)
+            accepted = await self.limiter.submit(caller, row, refused, synchronous=True)
             await self.changes.completion(accepted.id)
         except asyncio.CancelledError:
             await self.store.cancel(row.id)  # which is nobody's if an earlier request was accepted in its place

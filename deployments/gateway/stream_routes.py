@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from deployments.errors import Unavailable
 from deployments.gateway import wire
 from deployments.gateway.service import Service
-from deployments.gateway.submission import read_json
+from deployments.gateway.submission import read_input
 from deployments.gateway.wire import KEEPALIVE_SECONDS
 from deployments.queue.request import InferenceRequest, LogLine, RequestStatus, Version
 
@@ -29,12 +29,12 @@ def stream_router(service: Service) -> APIRouter:
 
     @router.api_route("/{path:path}/stream", methods=["GET", "POST"])
     async def stream(path: str, request: Request) -> Response:
-        endpoint = service.endpoint(path)
         caller = await service.caller(request, path)
-        payload = dict(request.query_params) if request.method == "GET" else await read_json(request)
+        endpoint = await service.admit(caller, path, request)
+        payload = await read_input(request)
         row, refused = await service.new_request(endpoint, caller, payload, request, retry=False)
         try:
-            accepted = await service.store.submit(row, refused.failure() if refused else None)
+            accepted = await service.limiter.submit(caller, row, refused, synchronous=True)
             started = await service.store.get(accepted.id) or accepted  # a refused one has ended by now
         except asyncio.CancelledError:
             await service.store.cancel(row.id)

@@ -2,71 +2,50 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
-from typing import Any, TypeVar
+from typing import Any
 
-import httpx
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
+from pydantic import ValidationError
 from starlette.requests import HTTPConnection
 
-from deployments.errors import BadRequest, InvalidInput, PayloadTooLarge, ServingError
+from deployments import tracing
+from deployments.errors import BadRequest, InvalidInput, InvalidParameter, ServingError
 from deployments.gateway.auth import Caller
+from deployments.gateway.bodies import read_json
 from deployments.models.base import Endpoint
 from deployments.queue.files import Lifecycle
 from deployments.queue.request import NewRequest, Priority
-
-MAX_BODY_BYTES = 28 * 1024 * 1024
-"""Room for the largest picture that is read, as a data URI."""
+from deployments.web import ForbiddenURL, Reach
 
 MAX_KEPT_BYTES = 64 * 1024
 """Of a refused input, no more is kept than this."""
 
-Model = TypeVar("Model", bound=BaseModel)
+NO_INPUT = {"fal_jwt_token", "fal_max_queue_length", "fal_webhook", "previews"}
+"""Parameters by which a call says how it is to be served, and by whose leave. Inputs are kept and shown again."""
 
 LONGEST_HEADER = 255
 FALSE = ("0", "false", "no")
 
-LONGEST_URL = 4096
 SHORTEST_START_TIMEOUT = 0.1
 LONGEST_START_TIMEOUT = 30 * 24 * 3600.0
 
 
-async def read_json(request: Request) -> Any:
-    """The body as JSON.
+async def read_input(request: Request) -> Any:
+    """The input of a call: its body; or, of a GET, its query without what is no input.
 
     Raises:
-        InvalidInput: It is empty, or no JSON.
-        PayloadTooLarge: It has more than ``MAX_BODY_BYTES`` bytes; the rest was not read.
-    """
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BODY_BYTES:
-            raise PayloadTooLarge(f"The body has more than {MAX_BODY_BYTES} bytes")
-    if not body.strip():
-        raise InvalidInput([{"loc": (), "msg": "Field required", "type": "missing"}])
-    try:
-        return from_json(bytes(body), allow_inf_nan=False)
-    except ValueError as error:
-        message = f"JSON decode error: {error}"
-        raise InvalidInput([{"loc": (), "msg": message, "type": "json_invalid"}]) from error
-
-
-async def read_model(request: Request, model: type[Model]) -> Model:
-    """The body as a model.
-
-    Raises:
-        InvalidInput: It is empty, no JSON, or not what the model wants.
+        ClientCancelled: As ``read_json``.
+        InvalidInput: As ``read_json``.
         PayloadTooLarge: As ``read_json``.
+        RequestTimeout: As ``read_json``.
     """
-    try:
-        return model.model_validate(await read_json(request))
-    except ValidationError as error:
-        raise InvalidInput(error.errors()) from None
+    if request.method != "GET":
+        return await read_json(request)
+    return {name: value for name, value in request.query_params.items() if name not in NO_INPUT}
 
 
 def new_request(
@@ -80,6 +59,7 @@ def new_request(
     Raises:
         BadRequest: A header is malformed.
     """
+    idempotency_key = _short(request, "idempotency-key")
     common: dict[str, Any] = {
         "endpoint": endpoint.id,
         "model": endpoint.model,
@@ -87,11 +67,13 @@ def new_request(
         "priority": Priority.LOW if request.headers.get("x-fal-queue-priority") == "low" else Priority.NORMAL,
         "no_retry": not retry or request.headers.get("x-fal-no-retry", "").lower() in ("1", "true", "yes"),
         "start_timeout": _start_timeout(request),
-        "idempotency_key": _short(request, "idempotency-key"),
+        "idempotency_key": idempotency_key,
+        "input_hash": _hash(payload) if idempotency_key else None,
         "runner_hint": _short(request, "x-fal-runner-hint"),
         "store_io": request.headers.get("x-fal-store-io", "").lower() not in FALSE,
         "previews": _whole_number(request, "previews"),
         "lifecycle": lifecycle.dump() if lifecycle.model_fields_set else None,
+        "traceparent": tracing.current(),
     }
     try:
         input = endpoint.Input.model_validate(payload)
@@ -118,27 +100,28 @@ def _whole_number(request: HTTPConnection, parameter: str) -> int:
     return int(text)
 
 
-def webhook_of(request: Request) -> str | None:
+def webhook_of(request: Request, reach: Reach) -> str | None:
     """Where a caller wants to hear how the request ended (``fal_webhook``), as it was written.
 
-    Whether that address may be called shows when it is: names lead elsewhere by then.
+    Whether a name may be called shows when it is: it leads elsewhere by then.
 
     Raises:
-        BadRequest: It is no http(s) URL.
+        InvalidParameter: It is no http(s) URL, or one that may not be called whatever its name leads to.
     """
     text = request.query_params.get("fal_webhook")
     if text is None:
         return None
     try:
-        url = httpx.URL(text)
-        host = url.host  # decoded here, not before
-    except (httpx.InvalidURL, ValueError) as error:
-        raise BadRequest("fal_webhook is no URL") from error
-    if url.scheme not in ("http", "https") or not host or url.userinfo:
-        raise BadRequest("fal_webhook must be an http or https URL without a user name or password")
-    if len(text) > LONGEST_URL:
-        raise BadRequest(f"fal_webhook has more than {LONGEST_URL} characters")
+        reach.check(text)
+    except ForbiddenURL as error:
+        wrong = {"loc": ("query", "fal_webhook"), "msg": f"It cannot be called: {error}", "type": "value_error"}
+        raise InvalidParameter([wrong]) from error
     return text
+
+
+def _hash(payload: Any) -> str:
+    """The same for the same JSON, however it is written."""
+    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
 
 
 def _kept(payload: Any) -> str:

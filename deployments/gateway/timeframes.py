@@ -34,12 +34,12 @@ class Timeframe(StrEnum):
 
 
 _HOUR = 3600
-_SHORTEST = {  # seconds; clocks go forward by two hours at the most
+_FORWARD = {  # seconds from a bucket's begin to shortly before the next one, or into it; clocks go by two hours at most
     Timeframe.MINUTE: 60,
     Timeframe.HOUR: _HOUR,
     Timeframe.DAY: 22 * _HOUR,
     Timeframe.WEEK: (7 * 24 - 2) * _HOUR,
-    Timeframe.MONTH: (28 * 24 - 2) * _HOUR,
+    Timeframe.MONTH: (31 * 24 + 12) * _HOUR,
 }
 _UP_TO = (
     (2 * _HOUR, Timeframe.MINUTE),
@@ -149,7 +149,7 @@ def _floor(at: float, frame: Timeframe, zone: ZoneInfo) -> float:
 
 def _following(edge: float, frame: Timeframe, zone: ZoneInfo) -> float:
     """When the bucket ends that begins here."""
-    at = edge + _SHORTEST[frame]
+    at = edge + _FORWARD[frame]
     while (floor := _floor(at, frame, zone)) <= edge:
         at += _STEP
     return floor

@@ -23,8 +23,8 @@ from pydantic import BaseModel, Field
 
 from deployments.errors import Unauthenticated
 from deployments.gateway.auth import Authenticator, Caller
+from deployments.gateway.bodies import read_model
 from deployments.gateway.recent import Recent
-from deployments.gateway.submission import read_model
 from deployments.queue.secrets import Secrets
 
 PURPOSE = "tokens"
@@ -59,7 +59,7 @@ class Tokens:
 
         Args:
             secrets: All processes' secrets.
-            is_valid: Answers whether a key, by its id, has not been revoked.
+            is_valid: Answers whether a key, by its id, has neither been revoked nor expired.
         """
         self._secrets = Recent(partial(secrets.of, PURPOSE))
         self._is_valid = is_valid
@@ -138,7 +138,7 @@ class Tokens:
             expired = isinstance(error, jwt.ExpiredSignatureError)
             raise Unauthenticated("The token has expired" if expired else "The token is not valid here") from None
         if not await self._is_valid(str(claims["sub"])):
-            raise Unauthenticated("The key of this token has been revoked")
+            raise Unauthenticated("The key of this token has been revoked or has expired")
         return claims
 
     async def _secret(self, id: str) -> bytes:

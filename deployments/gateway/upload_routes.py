@@ -17,7 +17,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Annotated
 from urllib.parse import urlencode
 from uuid import uuid4
@@ -37,14 +37,15 @@ from deployments.errors import (
     Unavailable,
 )
 from deployments.gateway.auth import Caller
+from deployments.gateway.bodies import read_model
+from deployments.gateway.limits import Intake
 from deployments.gateway.service import Service
-from deployments.gateway.submission import read_model
 from deployments.queue.files import FileRecord, Lifecycle, upload_of
 from deployments.storage import Stored, new_key
 
 MOST_PARTS = 10_000
-SILENT_SECONDS = 60.0
-"""A caller of whose body nothing comes for so long has gone away, though its connection may not say so."""
+MOST_BYTES_OF_A_LIST = 2 * 1024 * 1024
+"""Room for so many parts with their etags."""
 
 WRITER_SECONDS = 30.0
 """How long a call that does not say that it goes on is taken for the writer of a file."""
@@ -114,33 +115,36 @@ def upload_router(service: Service) -> APIRouter:
 
     @router.post("/files/upload")
     async def upload(request: Request, caller: Caller = uploading) -> Response:
-        uploads.check_length(request)
-        key = await uploads.begin_headed(request, caller)
-        try:
-            await uploads.receive(key, request, media_type(request.headers.get("content-type")))
-        except BaseException:  # nobody has been told its name
-            await service.storage.delete(key)
-            await service.files.forget([key])
-            raise
+        async with uploads.intake(request, caller) as intake:
+            key = await uploads.begin_headed(request, caller)
+            try:
+                pieces = intake.count(_pieces(request))
+                await uploads.receive(key, pieces, media_type(request.headers.get("content-type")))
+            except BaseException:  # nobody has been told its name
+                await service.storage.delete(key)
+                await service.files.forget([key])
+                raise
         return JSONResponse({"access_url": service.storage.url_of(key)})
 
     @router.post("/files/upload/multipart")
     async def create_multipart(request: Request, caller: Caller = uploading) -> Response:
+        await service.limiter.check_upload(caller)
         key = await uploads.begin_headed(request, caller)
         return JSONResponse({"access_url": service.storage.url_of(key), "uploadId": upload_of(key)})
 
     @router.put("/files/{key:path}/multipart/{upload_id}/{number}")
     async def put_part(key: str, upload_id: str, number: PartNumber, request: Request) -> Response:
-        await uploads.own_unfinished(key, upload_id, request)
-        uploads.check_length(request)
-        etag = await service.storage.write_part(upload_id, number, _pieces(request), service.max_upload_bytes)
-        await uploads.discard_late(key)
+        file = await uploads.own_unfinished(key, upload_id, request)
+        async with uploads.intake(request, await service.authenticate.bearer(file.key_id)) as intake:
+            pieces = intake.count(_pieces(request))
+            etag = await service.storage.write_part(upload_id, number, pieces, service.max_upload_bytes)
+            await uploads.discard_late(key)
         return JSONResponse({"partNumber": number, "etag": etag}, headers={"etag": etag})
 
     @router.post("/files/{key:path}/multipart/{upload_id}/complete")
     async def complete(key: str, upload_id: str, request: Request) -> Response:
         file = await uploads.own(key, upload_id, request)
-        parts = _in_order((await read_model(request, Complete)).parts)
+        parts = _in_order((await read_model(request, Complete, MOST_BYTES_OF_A_LIST)).parts)
         async with uploads.writing(key) as writer:
             if writer:  # else the answer to an earlier call was lost on the way
                 stored = await service.storage.join(upload_id, parts, key, service.max_upload_bytes, file.content_type)
@@ -151,11 +155,11 @@ def upload_router(service: Service) -> APIRouter:
     @router.put("/files/{key:path}")
     async def put(key: str, request: Request) -> Response:
         file = await uploads.own_unfinished(key, None, request)
-        uploads.check_length(request)
-        async with uploads.writing(key) as writer:
+        caller = await service.authenticate.bearer(file.key_id)
+        async with uploads.intake(request, caller) as intake, uploads.writing(key) as writer:
             if not writer:
                 raise _finished()
-            await uploads.receive(key, request, file.content_type, writer)
+            await uploads.receive(key, intake.count(_pieces(request)), file.content_type, writer)
         return JSONResponse({"file_url": service.storage.url_of(key)})
 
     return router
@@ -177,7 +181,7 @@ class Uploads:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or ":" in token:
             return await self._service.authenticate(request)
-        return Caller(await self._service.tokens.verify_cdn(token))
+        return await self._service.authenticate.bearer(await self._service.tokens.verify_cdn(token))
 
     async def begin_headed(self, request: Request, caller: Caller) -> str:
         """Begin an upload that its headers describe; answer its key."""
@@ -185,7 +189,12 @@ class Uploads:
         return await self._begin(request, caller, name, request.headers.get("content-type"))
 
     async def begin_named(self, request: Request, caller: Caller) -> str:
-        """Begin an upload that its body describes; answer its key."""
+        """Begin an upload that its body describes; answer its key.
+
+        Raises:
+            UploadLimit: Its caller has uploaded as much this day as it may.
+        """
+        await self._service.limiter.check_upload(caller)
         asked = await read_model(request, Initiate)
         return await self._begin(request, caller, asked.file_name, asked.content_type)
 
@@ -245,15 +254,18 @@ class Uploads:
             await self._service.storage.discard(upload_of(key))
             raise _finished()
 
-    def check_length(self, request: Request) -> None:
-        """Refuse a body that says itself that it is too large, before any of it is read.
+    def intake(self, request: Request, caller: Caller) -> AbstractAsyncContextManager[Intake]:
+        """Count a body for whoever uploads it. One that says itself that it is too large is not read at all.
 
         Raises:
-            PayloadTooLarge: It does.
+            PayloadTooLarge: It is larger than a file may be.
+            UploadLimit: It is more than its caller may upload this day; maybe not before some of it has come.
         """
-        length = request.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self._service.max_upload_bytes:
+        text = request.headers.get("content-length", "")
+        length = int(text) if text.isdecimal() else None
+        if length is not None and length > self._service.max_upload_bytes:
             raise PayloadTooLarge(f"The file has more than {self._service.max_upload_bytes} bytes")
+        return self._service.limiter.intake(caller, length)
 
     @asynccontextmanager
     async def writing(self, key: str) -> AsyncIterator[str | None]:
@@ -306,10 +318,12 @@ class Uploads:
                 if await self._service.files.claim(key, writer, WRITER_SECONDS):
                     lease.reschedule(asked + WRITER_SECONDS)
 
-    async def receive(self, key: str, request: Request, content_type: str, writer: str | None = None) -> None:
+    async def receive(
+        self, key: str, pieces: AsyncIterator[bytes], content_type: str, writer: str | None = None
+    ) -> None:
         """Store the body of a request as a file."""
         most = self._service.max_upload_bytes
-        await self.finish(key, await self._service.storage.write(key, _pieces(request), most, content_type), writer)
+        await self.finish(key, await self._service.storage.write(key, pieces, most, content_type), writer)
 
     async def finish(self, key: str, stored: Stored, writer: str | None = None) -> None:
         """Let a file that is whole be seen.
@@ -376,13 +390,8 @@ def _in_order(parts: Sequence[UploadedPart]) -> list[tuple[int, str]]:
 
 
 async def _pieces(request: Request) -> AsyncIterator[bytes]:
-    stream = aiter(request.stream())
-    while True:
-        try:
-            async with asyncio.timeout(SILENT_SECONDS):
-                piece = await anext(stream, None)
-        except (ClientDisconnect, TimeoutError):
-            raise ClientCancelled("The caller went away during the upload") from None
-        if piece is None:
-            return
-        yield piece
+    try:
+        async for piece in request.stream():
+            yield piece
+    except ClientDisconnect:  # or its connection was closed, because too little came
+        raise ClientCancelled("The caller went away during the upload") from None

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from deployments.errors import PlatformError, ServingError, StartTimeout
+from deployments.errors import ConcurrentRequestsLimit, PlatformError, ServingError, StartTimeout
 from deployments.queue.request import InferenceRequest, LogLine, RequestStatus
 
 REQUEST_ID = "x-fal-request-id"
 ERROR_TYPE = "x-fal-error-type"
 BILLABLE_UNITS = "x-fal-billable-units"
 TIMEOUT_TYPE = "x-fal-request-timeout-type"
+RETRY_AFTER = "retry-after"
 
 KEEPALIVE = ": keepalive\n\n"
 """A comment in a stream of events, which both clients pass over."""
@@ -70,7 +72,12 @@ def error_response(error: ServingError) -> JSONResponse:
     headers = _error_headers(error.type if isinstance(error, PlatformError) else None)
     if error.status == 401:
         headers["www-authenticate"] = "Key"
-    return JSONResponse(error.body(), error.status, headers)
+    return JSONResponse(error.body(), error.status, headers | retry_headers(error))
+
+
+def retry_headers(error: ServingError) -> dict[str, str]:
+    """When the call that failed so may succeed, in whole seconds, where that can be said."""
+    return {} if error.retry_after is None else {RETRY_AFTER: str(max(1, math.ceil(error.retry_after)))}
 
 
 def event(body: Any) -> str:
@@ -92,6 +99,8 @@ def _error_headers(error_type: str | None) -> dict[str, str]:
     headers[ERROR_TYPE] = error_type
     if error_type == StartTimeout.type:
         headers[TIMEOUT_TYPE] = "user"  # the clients do not retry a deadline that their caller set
+    if error_type == ConcurrentRequestsLimit.type:
+        headers["x-fal-needs-retry"] = "1"
     return headers
 
 

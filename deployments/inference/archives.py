@@ -27,7 +27,7 @@ from deployments.errors import (
     InvalidArchive,
     ServingError,
 )
-from deployments.inference.images import MAX_BYTES, open_picture
+from deployments.inference.images import MAX_BYTES, Budget, open_picture
 
 MAX_ARCHIVE_BYTES = 100 * 1024 * 1024
 """Of an archive, and of what is in it."""
@@ -75,12 +75,12 @@ def open_maps(data: bytes, most: int) -> Iterator[Image.Image]:
         members = sorted(filter(_is_picture, _members(data)), key=lambda member: member.name)
         _check_count(len(members), most)
         _check_sizes(members)
-    return map(_open, members)
+    return map(partial(_open, Budget()), members)
 
 
-def _open(member: Member) -> Image.Image:
+def _open(budget: Budget, member: Member) -> Image.Image:
     with _invalid_if_it_fails(f"{_printable(member.name)}: "):
-        return open_picture(member.read())
+        return open_picture(member.read(), budget)
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def _invalid_if_it_fails(where: str = "") -> Iterator[None]:
     """Whatever goes wrong with an archive is an ``InvalidArchive``, unless it is about the number of its files."""
     try:
         yield
-    except (ArchiveFileCountBelowMinimum, ArchiveFileCountExceedsMaximum):
+    except (ArchiveFileCountBelowMinimum, ArchiveFileCountExceedsMaximum, MemoryError):
         raise
     except Exception as error:  # zipfile and tarfile may raise anything at all on broken bytes
         reason = error.message if isinstance(error, ServingError) else "The archive is broken, or none that can be read"
@@ -130,7 +130,7 @@ def _tar_members(data: bytes) -> list[Member]:
     if len(data) > MAX_ARCHIVE_BYTES:
         raise _too_many_bytes()
     archive = tarfile.TarFile(fileobj=io.BytesIO(data))
-    entries = list(islice(archive, MAX_ENTRIES + 1))
+    entries = list(islice(_tar_entries(archive), MAX_ENTRIES + 1))
     if len(entries) > MAX_ENTRIES:
         raise _too_many_entries()
     end = data[archive.offset : archive.offset + tarfile.BLOCKSIZE]
@@ -141,6 +141,16 @@ def _tar_members(data: bytes) -> list[Member]:
         for entry in entries
         if entry.isreg() and not entry.issparse()
     ]
+
+
+def _tar_entries(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The entries, as long as each lies behind the one before: a negative size leads back, for ever."""
+    place = -1
+    for entry in archive:
+        if archive.offset <= place:
+            raise InvalidArchive("The archive is broken")
+        place = archive.offset
+        yield entry
 
 
 def _read_tar(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:

@@ -3,20 +3,22 @@
 image_url ─────────────▶ picture, cropped to the nearest size ──┐
 mask_image_url ────────▶ which of its pixels stay ──────────────┼──▶ Clip
 control_maps_data_url ─▶ a depth map for each frame ────────────┘
+
+The bytes of a file are opened in the decoder's processes. Here are only pixels, at the clip's size.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from deployments.errors import InvalidArchive, Loc, ModelError
-from deployments.inference.archives import MAX_ARCHIVE_BYTES, open_maps
+from deployments.inference.archives import MAX_ARCHIVE_BYTES
+from deployments.inference.decoder.pool import Decoder
 from deployments.inference.fetch import FileSource
-from deployments.inference.images import MAX_BYTES, fit, fit_mask, open_mask, open_picture
+from deployments.inference.images import MAX_BYTES
 from deployments.models.base import Clip, ControlledInput, ImageToVideoInput, Size, VideoInput
 
 if TYPE_CHECKING:
@@ -29,43 +31,44 @@ def make_clip(input: VideoInput, picture: Image.Image) -> Clip:
     return Clip(picture, input.seed, input.motion_bucket_id, input.cond_aug)
 
 
-async def open_clip(input: ImageToVideoInput, files: FileSource, sizes: Sequence[Size], most_maps: int) -> Clip:
+async def open_clip(
+    input: ImageToVideoInput, files: FileSource, decoder: Decoder, sizes: Sequence[Size], most_maps: int
+) -> Clip:
     """Fetch and open all that an input names.
 
     Args:
         input: The input.
         files: Where its files come from.
+        decoder: What opens them.
         sizes: What its picture may be cropped to.
         most_maps: Depth maps at the most.
 
     Raises:
         ModelError: A file cannot be had or read, or is out of bounds; ``loc`` is the field that named it.
+        RunnerDisconnected: No process could be had that opens it.
     """
     with _field("image_url") as loc:
-        data = await files.get(input.image_url, loc, MAX_BYTES)
-        original = await asyncio.to_thread(open_picture, data)
-    clip = make_clip(input, await asyncio.to_thread(fit, original, sizes))
+        picture = await decoder.picture(await files.get(input.image_url, loc, MAX_BYTES), sizes)
+    clip = make_clip(input, picture.pixels)
     if not isinstance(input, ControlledInput):
         return clip
-    if input.mask_image_url:
-        clip = replace(clip, still=await _still(input.mask_image_url, files, original, clip.size))
-    if input.control_maps_data_url:
-        clip = replace(clip, depth=await _depth(input.control_maps_data_url, files, clip.size, most_maps))
+    if url := input.mask_image_url:
+        clip = replace(clip, still=await _still(url, files, decoder, picture.original, clip.size))
+    if url := input.control_maps_data_url:
+        clip = replace(clip, depth=await _depth(url, files, decoder, clip.size, most_maps))
     return clip
 
 
-async def _still(url: str, files: FileSource, original: Image.Image, size: Size) -> np.ndarray | None:
+async def _still(url: str, files: FileSource, decoder: Decoder, original: Size, size: Size) -> np.ndarray | None:
     """Which pixels stay; None if all may move, because such a mask asks for nothing."""
     with _field("mask_image_url") as loc:
-        data = await files.get(url, loc, MAX_BYTES)
-        still = await asyncio.to_thread(lambda: fit_mask(open_mask(data), Size(*original.size), size))
+        still = await decoder.mask(await files.get(url, loc, MAX_BYTES), original, size)
     return still if still.any() else None
 
 
-async def _depth(url: str, files: FileSource, size: Size, most: int) -> tuple[Image.Image, ...]:
+async def _depth(url: str, files: FileSource, decoder: Decoder, size: Size, most: int) -> tuple[Image.Image, ...]:
     with _field("control_maps_data_url") as loc:
-        data = await files.get(url, loc, MAX_ARCHIVE_BYTES, InvalidArchive)
-        return await asyncio.to_thread(lambda: tuple(fit(map, [size]) for map in open_maps(data, most)))
+        return await decoder.maps(await files.get(url, loc, MAX_ARCHIVE_BYTES, InvalidArchive), size, most)
 
 
 @contextmanager

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +22,12 @@ THREADS = 2
 
 PREVIEW_SIDE = 256
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk without room says. The next attempt may find room, here or elsewhere."""
+
+ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "TMPDIR")
+"""All that ffmpeg is told of this process's environment, which holds secrets."""
+
 
 class EncodeError(RuntimeError):
     """ffmpeg refused the frames."""
@@ -32,13 +41,26 @@ def encode_mp4(frames: np.ndarray, fps: int, target: Path) -> None:
 
     Raises:
         EncodeError: ffmpeg failed; the message is its last words.
+        OSError: The disk is full.
     """
     _, height, width, _ = frames.shape
-    process = (
-        ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=fps)
+    line = command(width, height, fps, target)
+    kept = {name: value for name, value in os.environ.items() if name in ENVIRONMENT}
+    done = subprocess.run(line, input=frames.tobytes(), capture_output=True, env=kept, check=False)  # noqa: S603 - ours
+    if done.returncode:
+        raise _refusal(done.stderr.decode(errors="replace").strip())
+
+
+def command(width: int, height: int, fps: int, target: Path) -> list[str]:
+    """The command line: raw frames from a pipe into a file, and nothing else may be opened."""
+    stream = (
+        ffmpeg.input(
+            "pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=fps, protocol_whitelist="pipe"
+        )
         .filter("scale", out_color_matrix="bt709", out_range="tv", flags="accurate_rnd+full_chroma_int")
         .output(
-            str(target),
+            f"file:{target}",
+            protocol_whitelist="file",
             vcodec="libx264",
             pix_fmt="yuv420p",
             preset="veryfast",
@@ -55,12 +77,18 @@ def encode_mp4(frames: np.ndarray, fps: int, target: Path) -> None:
             threads=THREADS,
             loglevel="error",
         )
+        .global_args("-nostdin")
         .overwrite_output()
-        .run_async(cmd=ffmpeg_binary(), pipe_stdin=True, pipe_stderr=True)
     )
-    _, errors = process.communicate(frames.tobytes())
-    if process.returncode:
-        raise EncodeError(errors.decode(errors="replace").strip()[-500:])
+    return [str(word) for word in stream.compile(cmd=ffmpeg_binary())]
+
+
+def _refusal(words: str) -> Exception:
+    """Why ffmpeg failed: the disk is full, or else its last words."""
+    for number in DISK_FULL:
+        if os.strerror(number) in words:
+            return OSError(number, os.strerror(number))
+    return EncodeError(words[-500:])
 
 
 def save_preview(frame: np.ndarray, target: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, ImageOps
 from PIL.ExifTags import Base
 
 from deployments.errors import ImageLoadError, ImageTooLarge, ImageTooSmall, ServingError, UnsupportedImageFormat
-from deployments.models.base import Size
+from deployments.models.size import Size
 
 MAX_BYTES = 20 * 1024 * 1024
 MAX_PIXELS = 64_000_000
@@ -40,7 +40,9 @@ BRIGHT = 3 / 4
 it, along the edge. A mask with more dark paint than that says in white and in black what it means."""
 
 MAX_SCANNED_PIXELS = 10_000_000_000
-"""Pixels times scans of a JPEG. A scan takes some bytes, and as long as the whole picture: 20 MB hold hours of them."""
+"""Pixels times scans, of a picture or of all in an archive. A JPEG's scan takes some bytes, and as long as the whole
+picture: 20 MB hold hours of them. It is enough for 25 grey maps of 64 million pixels in six scans each, as they are
+saved."""
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,20 +79,43 @@ BEGINNING = 4096
 Image.MAX_IMAGE_PIXELS = None  # Pillow's limit; ours is checked on the header, and names itself
 
 
-def open_picture(data: bytes) -> Image.Image:
+class Budget:
+    """How many pixels times scans may still be decoded."""
+
+    def __init__(self) -> None:
+        """Nothing has been decoded yet."""
+        self._left = MAX_SCANNED_PIXELS
+
+    def spend(self, picture: Image.Image, data: bytes) -> None:
+        """Take off what a picture, whose header has been read, will take.
+
+        Raises:
+            ImageLoadError: It is more than is left.
+        """
+        scans = data.count(b"\xff\xda") if picture.format in ("JPEG", "MPO") else 1
+        self._left -= picture.width * picture.height * scans
+        if self._left < 0:
+            raise ImageLoadError(f"At most {MAX_SCANNED_PIXELS} pixels times scans are read, of an archive in all")
+
+
+def open_picture(data: bytes, budget: Budget | None = None) -> Image.Image:
     """Decode a picture: first frame, upright, sRGB, transparency over white.
 
     White is 65535 where values have 16 bits, and 1 where they are fractions. Fractions beyond 0 and 1, and integers
     that are signed or have 32 bits, are refused: nothing says which of them is white, and a guess would differ from one
     depth map of a clip to the next.
 
+    Args:
+        data: A file.
+        budget: What it shares with other pictures; one of its own otherwise.
+
     Raises:
-        ImageLoadError: The bytes are no picture, a broken one, or one without a white.
+        ImageLoadError: The bytes are no picture, a broken one, one without a white, or one of too many scans.
         UnsupportedImageFormat: They are a file of a format that is not in ``FORMATS``.
         ImageTooSmall: A side has fewer than ``MIN_SIDE`` pixels.
         ImageTooLarge: It has more than ``MAX_PIXELS`` pixels, or a side more than ``MAX_SIDE``; it was not decoded.
     """
-    return _over(_decode(data, MIN_SIDE), "white")
+    return _over(_decode(data, MIN_SIDE, budget or Budget()), "white")
 
 
 def open_mask(data: bytes) -> Image.Image:
@@ -102,11 +127,11 @@ def open_mask(data: bytes) -> Image.Image:
     moves, and all around it stays, over white too. A mask without any opaque paint is white: everything stays.
 
     Raises:
-        ImageLoadError: The bytes are no picture, a broken one, or one without a white.
+        ImageLoadError: The bytes are no picture, a broken one, one without a white, or one of too many scans.
         UnsupportedImageFormat: They are a file of a format that is not in ``FORMATS``.
         ImageTooLarge: It has more than ``MAX_PIXELS`` pixels, or a side more than ``MAX_SIDE``; it was not decoded.
     """
-    mask = _decode(data, min_side=1)
+    mask = _decode(data, 1, Budget())
     return _over(mask, "black" if _is_white_paint(mask) else "white").convert("L")
 
 
@@ -132,15 +157,15 @@ def fit_mask(mask: Image.Image, picture: Size, size: Size) -> np.ndarray:
     return np.asarray(fit(stretched, [size])) >= STAYS
 
 
-def _decode(data: bytes, min_side: int) -> Image.Image:
+def _decode(data: bytes, min_side: int, budget: Budget) -> Image.Image:
     """The first frame, upright, in sRGB: RGB, or RGBA where it has transparency."""
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(picture, min_side)
-        _check_scans(picture, data)
+        budget.spend(picture, data)
         picture.load()  # TIFF turns itself upright here, and forgets that it was turned
         return _to_srgb(_turn_upright(picture))
-    except ServingError:
+    except (ServingError, MemoryError):
         raise
     except Exception as error:  # a decoder may raise anything at all on broken bytes
         raise _refusal(data) from error
@@ -170,12 +195,6 @@ def _check_size(picture: Image.Image, min_side: int) -> None:
 
 def _too_large(message: str, side: int) -> ImageTooLarge:
     return ImageTooLarge(message, ctx={"max_width": side, "max_height": side})
-
-
-def _check_scans(picture: Image.Image, data: bytes) -> None:
-    scans = data.count(b"\xff\xda")
-    if picture.format in ("JPEG", "MPO") and picture.width * picture.height * scans > MAX_SCANNED_PIXELS:
-        raise ValueError(f"{scans} scans")
 
 
 def _turn_upright(picture: Image.Image) -> Image.Image:

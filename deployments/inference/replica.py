@@ -16,7 +16,8 @@ import itertools
 import logging
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +25,28 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
-from deployments import logs
-from deployments.errors import RunnerDisconnected, RunnerServerError, ServingError, StorageUnavailable
+from deployments import costs, logs
+from deployments.errors import Failure, RunnerDisconnected, RunnerServerError, ServingError, StorageUnavailable
 from deployments.inference.clips import make_clip, open_clip
+from deployments.inference.decoder.pool import Decoder
 from deployments.inference.device import Device, Turns
-from deployments.inference.encode import encode_mp4, save_preview
+from deployments.inference.encode import DISK_FULL, encode_mp4, save_preview
 from deployments.inference.fetch import FileSource
+from deployments.inference.measures import Run, begin, note_memory, stage
+from deployments.inference.metering import Meter
 from deployments.models.base import Clip, Endpoint, ImageToVideoInput, Plan, VideoInput, VideoModel
-from deployments.models.messages import Attempt, Begun, Dropped, Event, Failed, Finished, Progress, StoredFile
+from deployments.models.messages import (
+    Attempt,
+    Begun,
+    Dropped,
+    Event,
+    Failed,
+    Finished,
+    GpuTime,
+    Hardware,
+    Progress,
+    StoredFile,
+)
 from deployments.models.text_to_video import TextToVideo, TextToVideoInput
 from deployments.storage import File, FileStorage, new_key
 
@@ -51,21 +66,41 @@ ASK_SECONDS = 0.2
 PREPARE_SECONDS = 300.0
 """How long the picture of an attempt may take, painted or fetched."""
 
+TOGETHER_SECONDS = 5.0
+"""How long a batch waits for its other pictures once one is there."""
+
+PAINTING = "gpu_time"
+"""Where a painted picture says what its painting took: in the picture's ``info``, which any version may read past."""
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """An attempt whose picture has been fetched."""
+    """An attempt whose picture has been fetched, or painted; ``painting`` is what that took of another device."""
 
     attempt: Attempt
     endpoint: Endpoint
     input: VideoInput
     plan: Plan
     clip: Clip
+    painting: tuple[GpuTime, ...] = ()
 
     @property
     def fps(self) -> int:
         """Frames a second of the finished video."""
         return int(getattr(self.input, "fps", self.endpoint.default_fps))
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What an attempt has taken of devices, the model's own first, and how many had that together."""
+
+    gpu_time: tuple[GpuTime, ...] = ()
+    batch_size: int | None = None
+
+    @property
+    def seconds(self) -> float:
+        """On all of them."""
+        return sum(micros for _, _, micros in self.gpu_time) / costs.MICRO
 
 
 class VideoReplica:
@@ -78,7 +113,9 @@ class VideoReplica:
         painters: Mapping[str, Paint],
         storage: FileStorage,
         files: FileSource,
+        decoder: Decoder,
         find_abandoned: FindAbandoned,
+        hardware: Hardware = Hardware(),  # noqa: B008 - it is frozen
     ) -> None:
         """Hold a model that has been set up.
 
@@ -88,19 +125,25 @@ class VideoReplica:
             painters: For those that start from a prompt, what paints the picture.
             storage: Where finished videos go.
             files: Where the files that an input names come from.
+            decoder: What opens them.
             find_abandoned: Tells which running attempts nobody wants any more.
+            hardware: What the model computes on.
         """
         self._model = model
         self._endpoints = endpoints
         self._painters = painters
         self._storage = storage
         self._files = files
+        self._decoder = decoder
         self._find_abandoned = find_abandoned
+        self._hardware = hardware
         self._device = Device()
         self._turns = Turns()
+        begin(model.deployment)
 
     def check_health(self) -> None:
         """Fail when the device does not come back, so that Serve replaces this replica."""
+        note_memory(self._model.deployment)
         self._device.check_health()
 
     async def generate(self, attempts: list[Attempt]) -> AsyncIterator[Event]:
@@ -124,13 +167,15 @@ class VideoReplica:
         began = time.monotonic()
         abandoned: set[str] = set()
         asking = asyncio.create_task(self._ask(attempts, abandoned))
+        preparing = [asyncio.create_task(self._prepare(attempt, abandoned, emit)) for attempt in attempts]
         try:
-            prepared = await asyncio.gather(*(self._prepare(attempt, abandoned, emit) for attempt in attempts))
-            ready = sorted(filter(None, prepared), key=_batch_key)
-            for _, group in itertools.groupby(ready, key=_batch_key):
-                await self._animate(list(group), abandoned, emit, began)
+            while preparing:
+                ready, preparing = await _first_ready(preparing)
+                for _, group in itertools.groupby(sorted(ready, key=_batch_key), key=_batch_key):
+                    await self._animate(list(group), abandoned, emit, began)
         finally:
-            asking.cancel()
+            for task in [asking, *preparing]:
+                task.cancel()
 
     async def _ask(self, attempts: Sequence[Attempt], abandoned: set[str]) -> None:
         """Keep ``abandoned`` up to date."""
@@ -142,7 +187,7 @@ class VideoReplica:
 
     async def _prepare(self, attempt: Attempt, abandoned: set[str], emit: Emit) -> Prepared | None:
         """An attempt that is ready for the device; None for one that has ended."""
-        with logs.request_context(attempt.request_id):
+        with logs.request_context(attempt.request_id, attempt.traceparent):
             preparing = asyncio.create_task(self._open(attempt, emit))
             try:
                 await _wait(preparing, PREPARE_SECONDS, lambda: attempt.request_id not in abandoned)
@@ -161,63 +206,85 @@ class VideoReplica:
         endpoint = self._endpoints[attempt.endpoint]
         input = endpoint.Input.model_validate_json(attempt.input)
         plan = endpoint.plan(input)
-        clip = await self._clip(endpoint, input, plan, attempt)
+        with stage("prepare", self._model.deployment):
+            clip, painting = await self._clip(endpoint, input, plan, attempt)
         show = functools.partial(self._show, attempt.request_id, plan.steps, emit, asyncio.get_running_loop())
-        return Prepared(attempt, endpoint, input, plan, replace(clip, previews=attempt.previews, show=show))
+        return Prepared(attempt, endpoint, input, plan, replace(clip, previews=attempt.previews, show=show), painting)
 
-    async def _clip(self, endpoint: Endpoint, input: VideoInput, plan: Plan, attempt: Attempt) -> Clip:
+    async def _clip(
+        self, endpoint: Endpoint, input: VideoInput, plan: Plan, attempt: Attempt
+    ) -> tuple[Clip, tuple[GpuTime, ...]]:
+        """The clip, and what the painting of its picture took."""
         if isinstance(input, ImageToVideoInput):
-            return await open_clip(input, self._files, self._model.config.sizes, plan.frames)
-        return make_clip(input, await self._painters[endpoint.id](attempt.input))
+            return await open_clip(input, self._files, self._decoder, self._model.config.sizes, plan.frames), ()
+        picture = await self._painters[endpoint.id](attempt.input)
+        painting = picture.info.get(PAINTING)
+        return make_clip(input, picture), (painting,) if painting else ()
 
     async def _animate(self, group: list[Prepared], abandoned: set[str], emit: Emit, began: float) -> None:
         """Denoise clips of one size together, then encode and store each."""
         loop = asyncio.get_running_loop()
         ids = tuple(member.attempt.request_id for member in group)
         steps = group[0].plan.steps
+        meter = Meter([member.clip for member in group])
+        run = Run("denoise", self._model.deployment, [member.attempt.traceparent for member in group])
         stopped = False
 
         def keep(done: int) -> list[int]:
             if done:
                 loop.call_soon_threadsafe(emit, Progress(ids, f"Step {done}/{steps}", done / steps))
-            return [] if stopped else [i for i, request_id in enumerate(ids) if request_id not in abandoned]
+            wanted = [] if stopped else [i for i, request_id in enumerate(ids) if request_id not in abandoned]
+            meter.note(done, wanted)
+            run.step(done)
+            return wanted
 
-        def denoise() -> tuple[list[np.ndarray | None], float]:
-            start = time.monotonic()
-            loop.call_soon_threadsafe(emit, Begun(ids, on_device=True))
-            return self._model.generate([member.clip for member in group], steps, keep), time.monotonic() - start
+        def denoise() -> list[np.ndarray | None]:
+            device = (self._hardware.accelerator, self._hardware.fraction)
+            loop.call_soon_threadsafe(emit, Begun(ids, on_device=True, device=device))
+            with run, meter:
+                return self._model.generate([member.clip for member in group], steps, keep)
 
         try:
-            clips, seconds = await self._device.run(denoise, lambda: not abandoned.issuperset(ids))
+            clips = await self._device.run(denoise, lambda: not abandoned.issuperset(ids))
         except Exception as error:
-            for member in group:
-                emit(_failed(member.attempt, error))
+            for member, spent in zip(group, self._spent(group, meter), strict=True):
+                emit(_failed(member.attempt, error, spent))
             return
         finally:
             stopped = True  # the thread cannot be cancelled; it ends at its next step
         await asyncio.gather(
             *(
-                self._deliver(member, frames, emit, began, seconds / len(group))
-                for member, frames in zip(group, clips, strict=True)
+                self._deliver(member, frames, emit, began, spent)
+                for member, frames, spent in zip(group, clips, self._spent(group, meter), strict=True)
             )
         )
 
+    def _spent(self, group: Sequence[Prepared], meter: Meter) -> list[Spent]:
+        """What each member of a group has taken."""
+        device = (self._hardware.accelerator, self._hardware.fraction)
+        return [
+            Spent(((*device, micros), *member.painting), len(group))
+            for member, micros in zip(group, meter.shares(), strict=True)
+        ]
+
     async def _deliver(
-        self, member: Prepared, frames: np.ndarray | None, emit: Emit, began: float, gpu_seconds: float
+        self, member: Prepared, frames: np.ndarray | None, emit: Emit, began: float, spent: Spent
     ) -> None:
         request_id = member.attempt.request_id
-        with logs.request_context(request_id):
+        with logs.request_context(request_id, member.attempt.traceparent):
             if frames is None:
-                emit(Dropped(request_id))
+                emit(Dropped(request_id, spent.gpu_time, spent.batch_size))
                 return
             try:
-                file, stored = await self._store("clip.mp4", lambda path: encode_mp4(frames, member.fps, path))
+                write = functools.partial(encode_mp4, frames, member.fps)
+                file, stored = await self._store("clip.mp4", write, lambda name: stage(name, self._model.deployment))
                 output = {member.endpoint.result_key: file.model_dump(), "seed": member.input.seed}
-                emit(Finished(request_id, output, time.monotonic() - began, gpu_seconds, (stored,)))
+                took = time.monotonic() - began
+                emit(Finished(request_id, output, took, spent.seconds, (stored,), spent.gpu_time, spent.batch_size))
             except StorageUnavailable as error:
-                emit(replace(_failed(member.attempt, error), unstored=True))
+                emit(replace(_failed(member.attempt, error, spent), unstored=True))
             except Exception as error:
-                emit(_failed(member.attempt, error))
+                emit(_failed(member.attempt, error, spent))
 
     def _show(
         self,
@@ -232,37 +299,54 @@ class VideoReplica:
 
         async def tell() -> None:
             with logs.request_context(request_id), contextlib.suppress(OSError, StorageUnavailable):  # not worth a clip
-                _, stored = await self._store("preview.jpg", lambda path: save_preview(frame, path))
+                write = functools.partial(save_preview, frame)
+                _, stored = await self._store("preview.jpg", write, lambda _: contextlib.nullcontext())
                 emit(Progress((request_id,), f"Preview of step {done}/{steps}", done / steps, stored))
 
         asyncio.run_coroutine_threadsafe(tell(), loop)
 
-    async def _store(self, name: str, write: Callable[[Path], None]) -> tuple[File, StoredFile]:
+    async def _store(
+        self, name: str, write: Callable[[Path], None], stage: Callable[[str], AbstractContextManager[None]]
+    ) -> tuple[File, StoredFile]:
         """Have a file written, and put it into the storage under a key that nobody can guess."""
         key = new_key(name)
-        with tempfile.TemporaryDirectory(prefix="svd-serve-") as folder:
+        with _room_on_the_disk(), tempfile.TemporaryDirectory(prefix="svd-serve-") as folder:
             path = Path(folder) / name
-            await asyncio.to_thread(write, path)
-            file = await self._storage.put(path, key)
+            with stage("encode"):
+                await asyncio.to_thread(write, path)
+            with stage("store"):
+                file = await self._storage.put(path, key)
         return file, StoredFile(key, file.content_type, file.file_size, file.sha256)
 
 
 class PictureReplica:
     """Holds one text-to-image pipeline."""
 
-    def __init__(self, endpoint: TextToVideo) -> None:
-        """Hold a pipeline that has been set up."""
+    def __init__(self, endpoint: TextToVideo, hardware: Hardware = Hardware()) -> None:  # noqa: B008 - it is frozen
+        """Hold a pipeline that has been set up, and computes on ``hardware``."""
         self._endpoint = endpoint
+        self._hardware = hardware
         self._device = Device()
+        begin(endpoint.deployment)
 
     def check_health(self) -> None:
         """Fail when the device does not come back, so that Serve replaces this replica."""
+        note_memory(self._endpoint.deployment)
         self._device.check_health()
 
     async def paint(self, input: str) -> Image.Image:
-        """The picture for a checked input (JSON), at the clip's size."""
+        """The picture for a checked input (JSON), at the clip's size; its ``info`` tells what it took."""
         parsed = TextToVideoInput.model_validate_json(input)
-        return await self._device.run(lambda: self._endpoint.paint(parsed))
+
+        def work() -> Image.Image:
+            start = time.monotonic()
+            with Run("paint", self._endpoint.deployment):
+                picture = self._endpoint.paint(parsed)
+            micros = round((time.monotonic() - start) * costs.MICRO)
+            picture.info[PAINTING] = (self._hardware.accelerator, self._hardware.fraction, micros)
+            return picture
+
+        return await self._device.run(work)
 
 
 async def _wait(work: asyncio.Task[Any], seconds: float, is_wanted: Callable[[], bool]) -> None:
@@ -272,16 +356,41 @@ async def _wait(work: asyncio.Task[Any], seconds: float, is_wanted: Callable[[],
         await asyncio.wait([work], timeout=min(ASK_SECONDS, left))
 
 
+@contextlib.contextmanager
+def _room_on_the_disk() -> Iterator[None]:
+    """A full temporary disk of this machine, told as a full storage: another attempt may succeed, here or elsewhere."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise StorageUnavailable("The disk for temporary files is full") from error
+
+
+async def _first_ready(
+    preparing: Sequence[asyncio.Task[Prepared | None]],
+) -> tuple[list[Prepared], list[asyncio.Task[Prepared | None]]]:
+    """What is ready soon after the first of them is, and the others: a slow picture holds up no clip but its own."""
+    await asyncio.wait(preparing, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait(preparing, timeout=TOGETHER_SECONDS)
+    ended = (task.result() for task in preparing if task in done)
+    return [prepared for prepared in ended if prepared], [task for task in preparing if task not in done]
+
+
 def _batch_key(prepared: Prepared) -> tuple[Any, ...]:
     return (*prepared.clip.batch_key, prepared.plan.steps)
 
 
-def _failed(attempt: Attempt, error: Exception) -> Failed:
+def _failed(attempt: Attempt, error: Exception, spent: Spent = Spent()) -> Failed:
+    return Failed(attempt.request_id, _failure(attempt, error), False, spent.gpu_time, spent.batch_size)
+
+
+def _failure(attempt: Attempt, error: Exception) -> Failure:
     if isinstance(error, RayTaskError):
         error = error.cause
     if isinstance(error, ServingError):
-        return Failed(attempt.request_id, error.failure())
+        return error.failure()
     logger.error("attempt %s failed", attempt.number, exc_info=error)
     if isinstance(error, RayError | RayServeException):  # the painter's replica died
-        return Failed(attempt.request_id, RunnerDisconnected("A replica was lost").failure())
-    return Failed(attempt.request_id, RunnerServerError("The model failed").failure())
+        return RunnerDisconnected("A replica was lost").failure()
+    return RunnerServerError("The model failed").failure()

@@ -8,17 +8,22 @@ or ``paint`` many times. So this module and every model file import torch only i
 
 from __future__ import annotations
 
+import functools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic_core import PydanticCustomError
 
+from deployments.metrics import OUT_OF_MEMORY
 from deployments.models.checkpoints import Checkpoint, Part, controlnet_part, svd_parts
+from deployments.models.size import Size as Size
+from deployments.web import LONGEST_URL
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,31 +43,6 @@ MAX_SEED = 2**63 - 1
 
 Keep = Callable[[int], Collection[int]]
 """Called after each step with the number of steps done; answers which batch members are still wanted."""
-
-
-@dataclass(frozen=True, order=True)
-class Size:
-    """Width and height of a clip in pixels, written ``1024x576``."""
-
-    width: int
-    height: int
-
-    def __str__(self) -> str:
-        return f"{self.width}x{self.height}"
-
-    @classmethod
-    def parse(cls, text: object) -> Self:
-        """Read ``WIDTHxHEIGHT``.
-
-        Raises:
-            ValueError: The text is not two positive integers joined by ``x``.
-        """
-        if isinstance(text, cls):
-            return text
-        width, _, height = str(text).partition("x")
-        if not (width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
-            raise ValueError(f"a size is written WIDTHxHEIGHT in pixels, not {text!r}")
-        return cls(int(width), int(height))
 
 
 SizeField = Annotated[Size, BeforeValidator(Size.parse), PlainSerializer(str)]
@@ -133,6 +113,11 @@ class Clip:
         return len(self.depth) or FRAMES
 
     @property
+    def pixel_frames(self) -> int:
+        """Pixels times frames."""
+        return self.size.width * self.size.height * self.frames
+
+    @property
     def is_static(self) -> bool:
         """Whether nothing may move."""
         return self.still is not None and bool(self.still.all())
@@ -164,10 +149,21 @@ class VideoInput(BaseModel):
     )
 
 
+def _check_length(url: str) -> str:
+    if len(url) > LONGEST_URL and url[:5].lower() != "data:":
+        message = "A URL that is no data URI should have at most {max_length} characters"
+        raise PydanticCustomError("string_too_long", message, {"max_length": LONGEST_URL})
+    return url
+
+
+FileUrl = Annotated[str, AfterValidator(_check_length)]
+"""Where a file is: at an http(s) URL, in a data URI, or on this server."""
+
+
 class ImageToVideoInput(VideoInput):
     """What every endpoint that animates a picture takes."""
 
-    image_url: str = Field(
+    image_url: FileUrl = Field(
         min_length=1,
         description="The picture to animate: an http(s) URL, a data URI, or a file of this server.",
     )
@@ -176,8 +172,8 @@ class ImageToVideoInput(VideoInput):
 class ControlledInput(ImageToVideoInput):
     """What an endpoint takes that lets the caller say where, and how, the picture moves."""
 
-    mask_image_url: str | None = Field(None, description="A mask: what is black in it moves, what is white stays.")
-    control_maps_data_url: str | None = Field(
+    mask_image_url: FileUrl | None = Field(None, description="A mask: what is black in it moves, what is white stays.")
+    control_maps_data_url: FileUrl | None = Field(
         None,
         description="A zip or tar archive of depth maps, one picture a frame, in the order of their file names. The "
         "clip gets as many frames as there are maps.",
@@ -348,6 +344,7 @@ class VideoModel(Endpoint):
         from deployments.models.sampler import SVDSampler
 
         self._sampler = SVDSampler.load(self.parts(), device, self.control)
+        self._sampler.on_out_of_memory = functools.partial(OUT_OF_MEMORY.inc, model=self.deployment)
         multiple = self._sampler.size_multiple
         if odd := [str(size) for size in self.config.sizes if size.width % multiple or size.height % multiple]:
             raise ValueError(f"{self.id}: sizes must be multiples of {multiple} pixels, unlike {', '.join(odd)}")

@@ -3,8 +3,12 @@
     directory | repository @ commit ──▶ files ──▶ hashes, names, shapes ──▶ network
 
 Strict throughout: a tensor that is missing, left over or of another shape is an error, because a network with a random
-part still answers. Only safetensors are read, so nothing is unpickled. Shapes come from the files' headers and from
-networks without memory, so gigabytes are checked in a moment and without a GPU.
+part still answers. Shapes come from the files' headers and from networks without memory, so gigabytes are checked in a
+moment and without a GPU.
+
+Weights are data. Only safetensors are read, so nothing is unpickled; classes are those of diffusers, transformers and
+this package; a configuration that names code of its own is refused, and so is a link that leads out of the directory.
+A library that reads files by itself sees those that were checked, and no others that lie beside them.
 """
 
 from __future__ import annotations
@@ -14,8 +18,9 @@ import json
 import os
 import pkgutil
 import re
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -36,8 +41,21 @@ MOST_PROBLEMS = 5
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHARD = re.compile(r"[\w.-]+\.safetensors")
 _DIFFUSERS_STEM = "diffusion_pytorch_model"
 _READ_BYTES = 16 * 1024 * 1024
+
+NAMES_CODE = {"auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code"}
+"""What a library takes classes from that came with the weights."""
+
+NAMES_KERNELS = {"attn_implementation", "experts_implementation"}
+"""What a library takes code from that it downloads, where the value is a repository's id; a word is its own code."""
+
+_NAMES_FILE = "transformers_weights"
+"""What transformers takes the name of the file of tensors from, before any other."""
+
+NUMBERS = {"BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"}
+"""The kinds of tensors that become a network's. Others are packed or complex: they need more than a conversion."""
 
 
 class CheckpointError(Exception):
@@ -80,12 +98,14 @@ class Checkpoint:
         """A file of the checkpoint. A repository's is downloaded unless the hub's cache already has it.
 
         Raises:
-            CheckpointError: It is not there, or cannot be had.
+            CheckpointError: It is not there, cannot be had, or is a link that leads elsewhere.
         """
         if self.is_repository:
             return self._from_hub(name)
         path = Path(self.weights, name)
         if path.is_file():
+            if not any(path.resolve().is_relative_to(root) for root in self._roots):
+                raise CheckpointError(f"{path} leads out of {self.weights}")
             return path
         beside = sorted(other.name for other in path.parent.glob("*") if other.is_file())
         raise CheckpointError(f"there is no {path}" + (f"; beside it: {', '.join(beside)}" if beside else ""))
@@ -94,11 +114,15 @@ class Checkpoint:
         """A configuration file of the checkpoint.
 
         Raises:
-            CheckpointError: It is missing, or no JSON object.
+            CheckpointError: It is missing, no JSON object, or names code.
         """
         path = self.path(name)
         with _told_as(f"{path} is no JSON object"):
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            document = dict(json.loads(path.read_text(encoding="utf-8")))
+            named = list(_code_named_in(document))
+        if named:
+            raise CheckpointError(f"{path} names code to run ({', '.join(named)}), and weights are only data here")
+        return document
 
     def folder(self, variant: str | None = None) -> Path:
         """The directory of a whole pipeline; what is not in the hub's cache is downloaded first.
@@ -111,8 +135,9 @@ class Checkpoint:
         from diffusers import DiffusionPipeline
 
         with _told_as(f"{self}: no pipeline in the hub's cache, nor can it be had"):
-            options = {"revision": self.revision, "variant": variant, "use_safetensors": True}
-            return Path(DiffusionPipeline.download(self.weights, **options))
+            options = {"revision": self.revision, "variant": variant}
+            safe = {"use_safetensors": True, "trust_remote_code": False}
+            return Path(DiffusionPipeline.download(self.weights, **options, **safe))
 
     def known_hash(self, path: Path) -> str | None:
         """The SHA-256 that a file of this checkpoint should have, where anything says so.
@@ -123,6 +148,12 @@ class Checkpoint:
             return self._listed_hashes.get(os.path.normpath(path.relative_to(self.weights)))
         blob = path.resolve().name
         return blob if path.is_symlink() and _SHA256.fullmatch(blob) else None
+
+    @cached_property
+    def _roots(self) -> list[Path]:
+        """Where a directory's files may lie: in it; of one in the hub's cache, which holds links, among the blobs."""
+        directory = Path(self.weights).resolve()
+        return [directory, directory.parents[1] / "blobs"] if directory.parent.name == "snapshots" else [directory]
 
     @cached_property
     def _listed_hashes(self) -> dict[str, str]:
@@ -203,19 +234,25 @@ class Part(ABC):
         return f"{self.folder}/{name}" if self.folder else name
 
     def _tensor_files(self, stem: str) -> list[Path]:
-        """The file with the tensors, or the several that an index names."""
+        """The file with the tensors, or the several that an index names.
+
+        Raises:
+            CheckpointError: There is neither, or both: libraries differ in which of them they take.
+        """
         variant = f".{self.variant}" if self.variant else ""
-        index = self._named(f"{stem}.safetensors.index{variant}.json")
+        index = f"{stem}.safetensors.index{variant}.json"
         try:
-            return [self.checkpoint.path(self._named(f"{stem}{variant}.safetensors"))]
+            single = self.checkpoint.path(self._named(f"{stem}{variant}.safetensors"))
         except CheckpointError as missing:
             try:
-                shards = self.checkpoint.read_json(index).get("weight_map", {}).values()
+                listing = self.checkpoint.read_json(self._named(index))
             except CheckpointError:
                 raise missing from None
-            if not shards:
-                raise CheckpointError(f"{index} of {self.checkpoint} names no files") from None
-            return [self.checkpoint.path(self._named(shard)) for shard in sorted(set(shards))]
+            shards = _shards(listing, f"{self._named(index)} of {self.checkpoint}")
+            return [self.checkpoint.path(self._named(shard)) for shard in shards]
+        if os.path.lexists(single.with_name(index)):
+            raise CheckpointError(f"beside {single} lies {index}, which names other files: remove one of the two")
+        return [single]
 
 
 @dataclass(frozen=True)
@@ -249,13 +286,15 @@ class Plain(Part):
 
     def files(self) -> Sequence[tuple[Checkpoint, Path]]:  # noqa: D102
         folder = Path(self.checkpoint.weights, self.folder)
-        paths = sorted(path for path in folder.glob("*") if path.is_file())
-        if not paths:
+        names = sorted(path.name for path in folder.glob("*") if path.is_file())
+        if not names:
             raise CheckpointError(f"there is nothing in {folder}")
-        return [(self.checkpoint, path) for path in paths]
+        return [(self.checkpoint, self.checkpoint.path(self._named(name))) for name in names]
 
     def check(self) -> int:  # noqa: D102
-        self.files()
+        for _, path in self.files():
+            if path.name.endswith("config.json"):
+                self.checkpoint.read_json(self._named(path.name))
         return 0
 
 
@@ -291,7 +330,7 @@ class Network(Part):
             with safe_open(path, "pt") as file:
                 tensors |= {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118 - no mapping
         network.load_state_dict(tensors, assign=True)
-        return network.eval().requires_grad_(False)
+        return _finished(network, paths)
 
     def _checked(self) -> tuple[Any, list[Path]]:
         """The network without memory, and the files that hold exactly its tensors."""
@@ -327,16 +366,16 @@ class LibraryNetwork(Part):
         return sum(parameter.numel() for parameter in network.parameters())
 
     def load(self, dtype: torch.dtype) -> Any:  # noqa: D102
-        return self._read(dtype=dtype).eval().requires_grad_(False)
+        return _finished(self._read(dtype=dtype), [path for _, path in self.files()[1:]])
 
     def _read(self, **options: Any) -> Any:
         config, *tensors = [path for _, path in self.files()]
-        self.config()
-        dict(_shapes(tensors))  # broken files are named before a loader says something vaguer
-        with _told_as(f"{config.parent} makes no network"):
+        if _NAMES_FILE in self.config():
+            raise CheckpointError(f"{config} names a file of tensors ({_NAMES_FILE}): remove the line")
+        shapes = {path: dict(_shapes([path])) for path in tensors}  # broken files are named; a loader says it vaguer
+        with _told_as(f"{config.parent} makes no network"), _folder_of(config, self.stem, shapes) as folder:
             network, info = pkgutil.resolve_name(self.type).from_pretrained(
-                config.parent,
-                variant=self.variant,
+                folder,
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
@@ -382,10 +421,30 @@ def pipeline_parts(checkpoint: Checkpoint, variant: str | None) -> dict[str, Par
     """
     directory = Checkpoint(str(checkpoint.folder(variant)))
     index = directory.read_json("model_index.json")
+    kind = index.pop("_class_name", None)
     components = {name: value for name, value in index.items() if isinstance(value, list) and any(value)}
     if not components:
         raise CheckpointError(f"model_index.json of {checkpoint} names no component")
+    _check_pipeline(checkpoint, kind)
     return {name: _component(directory, name, variant, value) for name, value in components.items()}
+
+
+def load_pipeline(checkpoint: Checkpoint, variant: str | None, dtype: torch.dtype) -> Any:
+    """A diffusers pipeline on the CPU, each of its parts checked before the library reads what is left.
+
+    Raises:
+        CheckpointError: As ``pipeline_parts`` and each part's ``load``, or they make no pipeline together.
+    """
+    from diffusers import DiffusionPipeline
+
+    parts = pipeline_parts(checkpoint, variant)
+    for part in parts.values():
+        if not part.has_tensors:
+            part.check()
+    networks = {name: part.load(dtype) for name, part in parts.items() if part.has_tensors}
+    safe = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+    with _told_as(f"{checkpoint} makes no pipeline"):
+        return DiffusionPipeline.from_pretrained(checkpoint.folder(variant), **safe, **networks)
 
 
 @cache
@@ -398,20 +457,95 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _check_pipeline(checkpoint: Checkpoint, kind: Any) -> None:
+    import diffusers
+
+    with _told_as(f"model_index.json of {checkpoint}: {kind!r} is no pipeline of diffusers"):
+        if not issubclass(getattr(diffusers, kind), diffusers.DiffusionPipeline):
+            raise TypeError("it is something else")
+
+
 def _component(checkpoint: Checkpoint, name: str, variant: str | None, value: Sequence[Any]) -> Part:
     from diffusers import ModelMixin
     from transformers import PreTrainedModel
 
     with _told_as(f"model_index.json of {checkpoint}: {name} is nothing that can be loaded"):
-        library, kind = value
-        module = library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"
-        type = f"{module}:{kind}"
+        type = _library_class(*value)
         bases = pkgutil.resolve_name(type).__mro__
-    if ModelMixin in bases:
-        return LibraryNetwork(checkpoint, name, variant, type=type, stem=_DIFFUSERS_STEM)
-    if PreTrainedModel in bases:
-        return LibraryNetwork(checkpoint, name, variant, type=type)
-    return Plain(checkpoint, name)
+        if ModelMixin in bases:
+            return LibraryNetwork(checkpoint, name, variant, type=type, stem=_DIFFUSERS_STEM)
+        if PreTrainedModel in bases:
+            return LibraryNetwork(checkpoint, name, variant, type=type)
+        if not _plain_kinds().intersection(bases):
+            raise TypeError(f"{value[1]} is neither a network nor a scheduler, tokenizer or processor")
+        return Plain(checkpoint, name)
+
+
+def _library_class(library: str, kind: str) -> str:
+    """Where a class of a library is; of ``diffusers.pipelines``, where the library is neither of the two."""
+    if not (library.isidentifier() and kind.isidentifier()):
+        raise ValueError(f"{library}.{kind} is no name of a class")
+    module = library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"
+    return f"{module}:{kind}"
+
+
+def _plain_kinds() -> set[type]:
+    """What has no tensors, and may be part of a pipeline."""
+    from diffusers import SchedulerMixin
+    from transformers import FeatureExtractionMixin, ImageProcessingMixin, PreTrainedTokenizerBase, ProcessorMixin
+
+    return {SchedulerMixin, PreTrainedTokenizerBase, ImageProcessingMixin, FeatureExtractionMixin, ProcessorMixin}
+
+
+def _shards(listing: Mapping[str, Any], index: str) -> list[str]:
+    """The names of the files that an index spreads the tensors over, which lie beside it."""
+    with _told_as(f"{index} names no files"):
+        shards = sorted(set(listing["weight_map"].values()))
+        strangers = [shard for shard in shards if not _SHARD.fullmatch(shard)]
+    if not shards:
+        raise CheckpointError(f"{index} names no files")
+    if strangers:
+        raise CheckpointError(f"{index} names {strangers[0]}, which is no safetensors file beside it")
+    return shards
+
+
+@contextmanager
+def _folder_of(config: Path, stem: str, tensors: Mapping[Path, Iterable[str]]) -> Iterator[str]:
+    """A folder with this configuration and these files of tensors, under the names by which libraries look for them.
+
+    It has nothing else: a library may prefer an index, or a name that it once gave, and read what nobody has checked.
+    """
+    with tempfile.TemporaryDirectory(prefix="svd-serve-weights-") as folder:
+        Path(folder, config.name).symlink_to(config.absolute())
+        names = {path: f"{stem}.safetensors" if len(tensors) == 1 else path.name for path in tensors}
+        for path, name in names.items():
+            Path(folder, name).symlink_to(path.absolute())
+        if len(tensors) > 1:
+            listing = {name: names[path] for path in tensors for name in tensors[path]}
+            index = json.dumps({"metadata": {}, "weight_map": listing})
+            Path(folder, f"{stem}.safetensors.index.json").write_text(index, encoding="utf-8")
+        yield folder
+
+
+def _code_named_in(document: Any) -> Iterator[str]:
+    """The keys of a configuration by which a library would run what came with the weights, or fetch it."""
+    for each in document if isinstance(document, list) else ():
+        yield from _code_named_in(each)
+    for key, value in document.items() if isinstance(document, dict) else ():
+        kernels = key.lstrip("_").removesuffix("_internal") in NAMES_KERNELS and "/" in json.dumps(value)
+        if key in NAMES_CODE or kernels:
+            yield key
+        yield from _code_named_in(value)
+
+
+def _finished(network: Any, paths: Sequence[Path]) -> Any:
+    """A network that is ready for use: each of its numbers is one."""
+    import torch
+
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, tensor.aminmax())):
+            raise CheckpointError(f"{', '.join(map(str, paths))}: {name} holds what is no number, or too large")
+    return network.eval().requires_grad_(False)
 
 
 @contextmanager
@@ -434,6 +568,8 @@ def _shapes(paths: Sequence[Path]) -> Iterator[tuple[str, tuple[int, ...]]]:
         try:
             with safe_open(path, "pt") as file:
                 for name in file.keys():  # noqa: SIM118 - no mapping
+                    if (kind := file.get_slice(name).get_dtype()) not in NUMBERS:
+                        raise CheckpointError(f"{path}: {name} is of kind {kind}, of which no network here is made")
                     yield name, tuple(file.get_slice(name).get_shape())
         except SafetensorError as error:
             raise CheckpointError(f"{path} is no whole safetensors file: {error}") from error

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -146,6 +146,7 @@ class SVDSampler:
         self.decode_chunk = decode_chunk
         self.batched = batched
         self.device: torch.device = unet.device
+        self.on_out_of_memory: Callable[[], None] = lambda: None  # whoever wants to count that sets it
         self._most_rows: int | None = None  # of this batch, how many fit into the memory together
         _check_control(self)
 
@@ -236,6 +237,7 @@ class SVDSampler:
             frames |= {index: _repeat(clips[index]) for index in static & wanted}
             return [frames.get(index) for index in range(len(clips))]
         except torch.OutOfMemoryError:
+            self.on_out_of_memory()
             logger.exception("out of memory")
         torch.cuda.empty_cache()
         clip = clips[0]
@@ -402,6 +404,7 @@ class SVDSampler:
             except torch.OutOfMemoryError:
                 if count == 1:
                     raise
+                self.on_out_of_memory()
                 self._most_rows = (count + 1) // 2
                 logger.warning("%d rows do not fit into the memory; %d will be tried", count, self._most_rows)
             torch.cuda.empty_cache()  # after the except clause: the failed call's tensors are let go with it

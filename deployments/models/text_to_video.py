@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from deployments.models.base import Endpoint, EndpointConfig, Plan, Size, VideoInput
-from deployments.models.checkpoints import Part, pipeline_parts
+from deployments.models.checkpoints import Part, load_pipeline, pipeline_parts
 from deployments.models.fast_svd_lcm import FastInput
 
 if TYPE_CHECKING:
@@ -92,12 +92,9 @@ class TextToVideo(Endpoint):
 
     def setup(self, device: str) -> None:  # noqa: D102
         import torch
-        from diffusers import DiffusionPipeline
 
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        networks = {name: part.load(dtype) for name, part in self.parts().items() if part.has_tensors}
-        folder = self.config.checkpoint.folder(self.config.variant)
-        pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **networks)
+        pipeline = load_pipeline(self.config.checkpoint, self.config.variant, dtype)
         self._pipeline = pipeline.to(device)
         self._pipeline.set_progress_bar_config(disable=True)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import hashlib
 import logging
 import sqlite3
 import time
@@ -179,6 +180,11 @@ async def serialise(connection: AsyncConnection, lock: int) -> None:
     """Let one transaction at a time go on from here. SQLite's are so from their beginning."""
     if connection.dialect.name == "postgresql":
         await connection.execute(select(func.pg_advisory_xact_lock(lock)))
+
+
+async def serialise_by(connection: AsyncConnection, name: str) -> None:
+    """Let one transaction at a time go on from here of those that say this name."""
+    await serialise(connection, int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True))
 
 
 def open_engine(url: str) -> AsyncEngine:

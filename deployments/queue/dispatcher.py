@@ -3,8 +3,9 @@
     the queue says a model has work ──▶ choose_replica() ──▶ store.claim() ──▶ dispatch() ──▶ events ──▶ store
 
 A batch is claimed only once a replica is certain, so priority, cancelling and batching act on what is still in the
-queue. Any number of dispatchers may run: claims skip each other's rows, results are fenced by the attempt. One that is
-to end claims nothing any more, gives back what no replica has begun, and lets the rest run for a while.
+queue. Of a model that is scaled to zero no replica is asked for: its work waits where the policy of scaling sees it.
+Any number of dispatchers may run: claims skip each other's rows, results are fenced by the attempt. One that is to end
+claims nothing any more, gives back what no replica has begun, and lets the rest run for a while.
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from deployments.errors import StorageUnavailable, Unavailable
-from deployments.models.messages import Attempt
+from deployments.models.messages import Attempt, ReplicaReport
 from deployments.queue.batch import Batch, Events
 from deployments.queue.recorder import Recorder
+from deployments.queue.replicas import Replicas
 from deployments.queue.store import BatchLimits, RequestStore
+from deployments.queue.tariff import Tariff
 from deployments.storage import FileStorage
 
 logger = logging.getLogger(__name__)
@@ -37,6 +40,13 @@ STORAGE_CHECK_SECONDS = 2.0
 
 NO_REPLICA_SECONDS = 1.0
 """How long a model is left alone of which Serve says that it has no replica at all."""
+
+COUNT_SECONDS = 1.0
+"""How often Serve is asked which models have no replica."""
+
+SCALING_SECONDS = 30.0
+"""How long the first replica of a model is left to the policy of scaling. After that one is asked for, and Serve starts
+it where nobody else does: the policy may have no way to the database."""
 
 STORE_AWAY_SECONDS = 1.0
 """How long a model is left alone of which nothing could be claimed, for the store was away."""
@@ -58,6 +68,9 @@ _CLAIM_SECONDS = 6.0
 _DRAIN_STEP_SECONDS = 0.1
 
 
+FindEmpty = Callable[[], Awaitable[Collection[str]]]
+
+
 class ReplicaHandle(Protocol):
     """What the dispatcher uses of a Serve ``DeploymentHandle`` with ``method_name="generate", stream=True``."""
 
@@ -76,6 +89,7 @@ class DispatcherConfig(BaseModel):
     batching: dict[str, BatchLimits] = {}
     run_seconds: dict[str, PositiveFloat] = {}
     max_running_per_key: int | None = Field(None, ge=1)
+    gpu_usd_per_hour: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
 
 
 class Dispatcher:
@@ -87,7 +101,9 @@ class Dispatcher:
         storage: FileStorage,
         replicas: Mapping[str, ReplicaHandle],
         owner: str,
+        tariff: Tariff | None = None,
         *,
+        find_empty: FindEmpty | None = None,
         lease_seconds: float = 10.0,
         poll_seconds: float = 0.05,
     ) -> None:
@@ -98,6 +114,8 @@ class Dispatcher:
             storage: Where replicas put finished clips.
             replicas: For each model, the handle of its deployment.
             owner: This dispatcher's name in the queue, unlike any other's.
+            tariff: Tells what attempts cost; None where nothing does.
+            find_empty: Tells which deployments have no replica that runs; None where all have.
             lease_seconds: How long its attempts stay its own without a heartbeat.
             poll_seconds: How often it asks the queue for work while it has a place free.
         """
@@ -108,8 +126,12 @@ class Dispatcher:
         self._lease_seconds = lease_seconds
         self._poll_seconds = poll_seconds
         self._config = DispatcherConfig()
+        self._tariff = tariff or Tariff()
+        self._known_replicas = Replicas(store.database)
         self._recorder = Recorder(store, storage, owner, lease_seconds / 10)
+        self._find_empty = find_empty
         self._has_work = {model: asyncio.Event() for model in replicas}
+        self._has_replica = {model: asyncio.Event() for model in replicas}
         self._storage_is_up = asyncio.Event()
         self._storage_is_up.set()
         self._loops: list[asyncio.Task[None]] = []
@@ -130,6 +152,7 @@ class Dispatcher:
             asyncio.create_task(self._repeat(self._recorder.write_logs, 4 * self._poll_seconds)),
             asyncio.create_task(self._repeat(self._recorder.delete_unwanted, 4 * self._poll_seconds)),
             asyncio.create_task(self._repeat(self._check_storage, STORAGE_CHECK_SECONDS)),
+            asyncio.create_task(self._repeat(self._look_for_replicas, COUNT_SECONDS)),
         ]
         self._feeders = [asyncio.create_task(self._feed(model)) for model in self._replicas]
 
@@ -150,11 +173,12 @@ class Dispatcher:
         if self._claiming:
             await asyncio.wait(self._claiming, timeout=_CLAIM_SECONDS)  # lest nobody knows what they have claimed
         unbegun = {request_id for batch in self._batches if not batch.begun for request_id in batch.request_ids}
+        costs = {request_id: cost for batch in self._batches for request_id, cost in batch.costs().items()}
         tasks = [*self._loops, *self._serving]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._store.give_back(self._owner, unbegun)
+        await self._store.give_back(self._owner, unbegun, costs)
         with contextlib.suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(_TIDY_SECONDS):
                 await self._recorder.write_logs()
@@ -163,6 +187,7 @@ class Dispatcher:
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Take new limits (Serve's ``user_config``)."""
         self._config = DispatcherConfig.model_validate(config)
+        self._tariff.set_rates(self._config.gpu_usd_per_hour)
 
     def check_health(self) -> None:
         """Fail when a loop has died, so that Serve replaces this dispatcher."""
@@ -173,6 +198,11 @@ class Dispatcher:
     async def abandoned(self, attempts: Mapping[str, int]) -> set[str]:
         """For replicas: which of these running attempts nobody wants any more."""
         return await self._store.abandoned(attempts)
+
+    async def note_replica(self, report: ReplicaReport) -> None:
+        """For replicas: that one is there, which costs us whether it works or not."""
+        usd_per_hour = self._tariff.usd_per_hour(report.accelerator, report.gpu_fraction)
+        await self._known_replicas.note(report, usd_per_hour)
 
     # ---------------------------------------------------------------- loops
 
@@ -192,6 +222,11 @@ class Dispatcher:
         models = await self._store.models_with_work(self._has_work, self._config.max_running_per_key)
         for model, event in self._has_work.items():
             event.set() if model in models else event.clear()
+
+    async def _look_for_replicas(self) -> None:
+        empty = await self._find_empty() if self._find_empty else ()
+        for model, event in self._has_replica.items():
+            event.clear() if model in empty else event.set()
 
     async def _keep_lease(self) -> None:
         await self._store.heartbeat(self._owner, self._lease_seconds)
@@ -218,6 +253,9 @@ class Dispatcher:
         while True:
             await self._has_work[model].wait()
             await self._storage_is_up.wait()
+            await self._first_replica(model)
+            if not self._has_work[model].is_set():
+                continue
             claimed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             asked.add(claimed)
             claimed.add_done_callback(asked.discard)
@@ -226,6 +264,12 @@ class Dispatcher:
             serving.add_done_callback(self._serving.discard)
             patience = RESERVE_SECONDS if len(asked) < MOST_RESERVATIONS else None
             await asyncio.wait(asked, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _first_replica(self, model: str) -> None:
+        """Wait for one. Asked for a place where there is none, Serve would start one replica, however many it takes."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SCALING_SECONDS):
+                await self._has_replica[model].wait()
 
     # ---------------------------------------------------------------- one batch
 
@@ -276,7 +320,7 @@ class Dispatcher:
             self._has_work[model].clear()
             return None
         run_seconds = self._config.run_seconds.get(model, RUN_SECONDS)
-        return Batch(attempts, self._recorder, run_seconds, self._storage_is_up.clear)
+        return Batch(model, attempts, self._recorder, self._tariff, run_seconds, self._storage_is_up.clear)
 
     async def _run(self, batch: Batch, model: str, selection: Any) -> None:
         self._batches.add(batch)

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from deployments import logs
+from deployments.costs import NOTHING, Cost
 from deployments.errors import StorageUnavailable, Unavailable
 from deployments.models.messages import Attempt, Progress, StoredFile
 from deployments.queue.request import LogLine
@@ -83,12 +84,22 @@ class Recorder:
             logger.warning("attempt %s of %s was not ours any more", attempt.number, attempt.request_id)
             self._unwanted += [] if in_doubt else outcome.files
 
-    async def lose(self, attempt: Attempt, reason: str, *, crashed: bool = False, retry_seconds: float = 0.0) -> None:
+    async def lose(
+        self,
+        attempt: Attempt,
+        reason: str,
+        *,
+        crashed: bool = False,
+        retry_seconds: float = 0.0,
+        cost: Cost = NOTHING,
+    ) -> None:
         """Write that an attempt was lost; ``crashed``, with its replica's process."""
-        with logs.request_context(attempt.request_id):
+        with logs.request_context(attempt.request_id, attempt.traceparent):
             logger.warning("attempt %s was lost: %s", attempt.number, reason)
         await self._persist(
-            lambda: self._store.lose(attempt, self._owner, reason, crashed=crashed, retry_seconds=retry_seconds)
+            lambda: self._store.lose(
+                attempt, self._owner, reason, crashed=crashed, retry_seconds=retry_seconds, cost=cost
+            )
         )
 
     async def put_back(self, attempts: Sequence[Attempt], reason: str, retry_seconds: float = 0.0) -> None:

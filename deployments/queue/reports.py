@@ -2,8 +2,8 @@
 
     requests (which have ended) ──▶ Selection (whose, of what, when) ──▶ sums for each bucket of time, or pages of rows
 
-A request counts at the moment it ended. Only a success is billed, by what its row says it took. Sums are of whole
-microseconds, so a sum is exactly what its rows add up to.
+A request counts at the moment it ended. Only a success is billed; whatever ended may have cost us. Sums are of whole
+microseconds and whole nano dollars, so a sum is exactly what its rows add up to.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from enum import StrEnum
 from itertools import pairwise
 from typing import Any
@@ -21,6 +22,7 @@ from sqlalchemy import (
     ColumnElement,
     Float,
     Integer,
+    Row,
     Select,
     and_,
     case,
@@ -28,17 +30,21 @@ from sqlalchemy import (
     column,
     delete,
     func,
+    literal,
     or_,
     select,
+    true,
+    union_all,
     values,
 )
 
+from deployments.costs import MICRO
 from deployments.queue.database import Database, uninterrupted
 from deployments.queue.request import RequestStatus
 from deployments.queue.tables import keys, now, request_io, requests
+from deployments.queue.turns import in_progress, in_queue
 
 PERCENTILES = (50, 75, 90)
-MICRO = 1_000_000
 LATENCY_SECONDS = (0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)
 """Upper bounds of the buckets of ``Load.latencies``; the last one has none."""
 
@@ -49,7 +55,15 @@ EVER = (0.0, 1e11)
 _columns = requests.c
 _duration = _columns.finished_at - _columns.started_at
 _wait = _columns.started_at - _columns.created_at
-_micros = cast(func.round(func.coalesce(_columns.gpu_seconds, 0.0) * MICRO), BigInteger)
+
+
+def micros(seconds: ColumnElement[Any]) -> ColumnElement[int]:
+    """Whole microseconds; 0 where there are none."""
+    return cast(func.round(func.coalesce(seconds, 0.0) * MICRO), BigInteger)
+
+
+_micros = micros(_columns.gpu_seconds)
+_unpriced = _columns.price_nano_usd.is_(None)
 
 
 class Ending(StrEnum):
@@ -60,7 +74,8 @@ class Ending(StrEnum):
     ERROR = "error"
 
 
-def _endings(status_code: ColumnElement[int]) -> dict[Ending, ColumnElement[bool]]:
+def endings(status_code: ColumnElement[int]) -> dict[Ending, ColumnElement[bool]]:
+    """How the requests ended that have this status."""
     return {
         Ending.SUCCESS: status_code.between(200, 299),
         Ending.USER_ERROR: status_code.between(400, 499),
@@ -114,7 +129,7 @@ class Selection:
         if self.request_ids:
             found.append(_columns.id.in_(self.request_ids))
         if self.ending:
-            found.append(_endings(_columns.status_code)[self.ending])
+            found.append(endings(_columns.status_code)[self.ending])
         if self.text:
             found += [_columns.store_io, request_io.c.input.icontains(self.text, autoescape=True)]
         return found
@@ -130,7 +145,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Used:
-    """What one key got from one endpoint in one bucket. ``alias`` names the key, where it has a name."""
+    """What one key got from one endpoint in one bucket. ``alias`` names the key, where it has a name.
+
+    ``price_nano_usd`` is the sum of the prices that the rows keep, ``unpriced_clips`` how many keep none, and
+    ``unpriced_micros`` the time of those on the GPU; ``cost_nano_usd`` is what they cost us.
+    """
 
     bucket: int
     endpoint: str
@@ -138,6 +157,43 @@ class Used:
     alias: str | None
     clips: int
     gpu_micros: int
+    cost_nano_usd: int
+    price_nano_usd: int
+    unpriced_clips: int
+    unpriced_micros: int
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Requests of a key to one endpoint: what those are billed that ended well, or how many are open.
+
+    The prices are as in ``Used``.
+    """
+
+    endpoint: str
+    price_nano_usd: int
+    unpriced_clips: int
+    unpriced_micros: int
+    open: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the requests of one endpoint took of one model in one bucket, however they ended. Prices are as in ``Used``.
+
+    ``model`` is the deployment that they waited for.
+    """
+
+    bucket: int
+    endpoint: str
+    model: str
+    requests: int
+    successes: int
+    gpu_micros: int
+    cost_nano_usd: int
+    price_nano_usd: int
+    unpriced_clips: int
+    unpriced_micros: int
 
 
 @dataclass(frozen=True)
@@ -157,7 +213,10 @@ class Speed:
 
 @dataclass(frozen=True)
 class Past:
-    """A request that has ended. ``input`` and ``output`` are None unless asked for, and where they were not kept."""
+    """A request that has ended. ``input`` and ``output`` are None unless asked for, and where they were not kept.
+
+    ``price_nano_usd`` is None of a failure, and where the row keeps none.
+    """
 
     place: Place
     id: str
@@ -167,6 +226,8 @@ class Past:
     finished_at: float
     status_code: int
     gpu_micros: int
+    cost_nano_usd: int
+    price_nano_usd: int | None
     input: Any = None
     output: Any = None
 
@@ -202,9 +263,9 @@ class Reports:
         """The successes between each two edges, by endpoint and key."""
         buckets = _buckets(edges)
         group = (buckets.c.number.label("bucket"), _columns.endpoint, _columns.key_id)
-        sums = (func.count().label("clips"), func.sum(_micros).label("gpu_micros"))
+        sums = (func.sum(_micros).label("gpu_micros"), func.sum(_columns.cost_nano_usd).label("cost_nano_usd"))
         query = (
-            select(*group, func.max(keys.c.alias).label("alias"), *sums)
+            select(*group, func.max(keys.c.alias).label("alias"), func.count().label("clips"), *sums, *_prices())
             .join_from(buckets, requests, _within(buckets))
             .outerjoin(keys, keys.c.id == _columns.key_id)
             .where(*replace(selection, ending=Ending.SUCCESS).conditions())
@@ -212,8 +273,39 @@ class Reports:
             .order_by(*group)
         )
         async with self._database.read() as connection:
-            rows = (await connection.execute(query)).all()
-        return [Used(**{**row._mapping, "gpu_micros": int(row.gpu_micros)}) for row in rows]
+            return [Used(**_whole(row)) for row in await connection.execute(query)]
+
+    @uninterrupted
+    async def costs(self, edges: Sequence[float]) -> list[Costs]:
+        """What everything cost that ended between each two edges, by endpoint and model."""
+        buckets = _buckets(edges)
+        group = (buckets.c.number.label("bucket"), _columns.endpoint, _columns.model)
+        is_success = endings(_columns.status_code)[Ending.SUCCESS]
+        sums = (
+            func.count().label("requests"),
+            func.sum(case((is_success, 1), else_=0)).label("successes"),
+            func.sum(_micros).label("gpu_micros"),
+            func.sum(_columns.cost_nano_usd).label("cost_nano_usd"),
+        )
+        query = select(*group, *sums, *_prices(is_success)).join_from(buckets, requests, _within(buckets))
+        async with self._database.read() as connection:
+            rows = await connection.execute(query.group_by(*group).order_by(*group))
+            return [Costs(**_whole(row)) for row in rows]
+
+    @uninterrupted
+    async def spending(self, key_id: str, since: float) -> list[Spent]:
+        """What a key's requests are billed that ended well since a moment, and how many wait or run now.
+
+        It is one statement, so one that ends meanwhile counts once.
+        """
+        mine = Selection(key_id, start=since, ending=Ending.SUCCESS).conditions()
+        ended = select(_columns.endpoint, *_prices(), literal(0).label("open"))
+        ended = ended.where(*mine).group_by(_columns.endpoint)
+        still = select(_columns.endpoint, *[literal(0)] * 3, func.count()).group_by(_columns.endpoint)
+        still = still.where(_columns.key_id == key_id)
+        query = union_all(ended, still.where(in_queue()), still.where(in_progress()))
+        async with self._database.read() as connection:
+            return [Spent(**_whole(row)) for row in await connection.execute(query)]
 
     @uninterrupted
     async def speed(self, selection: Selection, edges: Sequence[float], timed: bool = True) -> list[Speed]:
@@ -297,6 +389,21 @@ def _buckets(edges: Sequence[float]) -> CTE:
     return table.data(rows).cte("buckets")
 
 
+def _prices(of: ColumnElement[bool] = true()) -> list[ColumnElement[Any]]:  # noqa: B008 - it never changes
+    """Sums over requests that are billed: what their rows keep, how many keep nothing, and those' time on the GPU."""
+    unpriced = and_(of, _unpriced)
+    return [
+        func.coalesce(func.sum(case((of, _columns.price_nano_usd))), 0).label("price_nano_usd"),
+        func.sum(case((unpriced, 1), else_=0)).label("unpriced_clips"),
+        func.sum(case((unpriced, _micros), else_=0)).label("unpriced_micros"),
+    ]
+
+
+def _whole(row: Row[Any]) -> dict[str, Any]:
+    """A row with its sums as whole numbers: PostgreSQL's are decimals."""
+    return {name: int(value) if isinstance(value, Decimal) else value for name, value in row._mapping.items()}
+
+
 def _within(buckets: CTE) -> ColumnElement[bool]:
     return and_(_columns.finished_at >= buckets.c.since, _columns.finished_at < buckets.c.until)
 
@@ -305,7 +412,7 @@ def _counted(ended: Select[Any]) -> Select[Any]:
     rows = ended.subquery()
     sums = [
         func.sum(case((condition, 1), else_=0)).label(ending.value)
-        for ending, condition in _endings(rows.c.status_code).items()
+        for ending, condition in endings(rows.c.status_code).items()
     ]
     group = (rows.c.bucket, rows.c.endpoint)
     return select(*group, func.count().label("requests"), *sums).group_by(*group).order_by(*group)
@@ -338,15 +445,16 @@ def _speed(counts: Any, percentiles: Any) -> Speed:
     durations, waits = (
         {percent: values[f"{name}_{percent}"] for percent in PERCENTILES if values} for name in ("duration", "wait")
     )
-    endings = {ending: int(counts._mapping[ending.value]) for ending in Ending}
-    return Speed(counts.bucket, counts.endpoint, counts.requests, endings, durations, waits)
+    counted = {ending: int(counts._mapping[ending.value]) for ending in Ending}
+    return Speed(counts.bucket, counts.endpoint, counts.requests, counted, durations, waits)
 
 
 def _past(*payloads: ColumnElement[Any]) -> Select[Any]:
     columns = (_columns.seq, _columns.id, _columns.endpoint, _columns.created_at, _columns.started_at)
     more = (_columns.finished_at, _columns.status_code, _micros.label("gpu_micros"))
+    money = (_columns.cost_nano_usd, _columns.price_nano_usd)
     kept = [case((_columns.store_io, payload)).label(payload.key) for payload in payloads]
-    return select(*columns, *more, *kept).join_from(
+    return select(*columns, *more, *money, *kept).join_from(
         requests, request_io, request_io.c.request_id == _columns.id, isouter=True
     )
 

@@ -55,11 +55,13 @@ class NewRequest:
         no_retry: End it when its first attempt is lost.
         start_timeout: Seconds it may wait for its start.
         idempotency_key: Of its caller's choice; a second submit with the same one is the same request.
+        input_hash: SHA-256 of what its caller sent, where it sent such a key: another input is another request.
         runner_hint: Which replica its caller would like.
         store_io: Whether its input and output are kept and shown in its caller's history.
         lifecycle: How long its files live and who may read them, as JSON; None for the default.
         previews: A picture of the clip so far each so many steps; 0 for none.
         webhook: The URL that is told how it ended.
+        traceparent: The span that it is part of, as W3C's header says it.
         id: Its id, known before it is stored so that it can be cancelled whatever becomes of the answer.
     """
 
@@ -73,11 +75,13 @@ class NewRequest:
     no_retry: bool = False
     start_timeout: float | None = None
     idempotency_key: str | None = None
+    input_hash: str | None = None
     runner_hint: str | None = None
     store_io: bool = True
     lifecycle: str | None = None
     previews: int = 0
     webhook: str | None = None
+    traceparent: str | None = None
     id: str = field(default_factory=lambda: str(uuid4()))
 
 

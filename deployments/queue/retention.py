@@ -1,9 +1,10 @@
 """How long what has ended is kept: first its payloads go, much later its row.
 
     ended ── payload_seconds ──▶ input, output and log lines go; the row still counts in every report
-       └──── request_seconds ──▶ the row goes, and its webhook with it
+       └──── request_seconds ──▶ the row goes, and its webhook with it; and the replicas of that time
 
-A request that has not ended keeps everything, and so does one whose webhook is still to be delivered. Each rule walks
+A request that has not ended keeps everything, and so does one whose webhook is still to be delivered. A row stays for
+the rest of its day (UTC) at least, for what is counted and limited by the day counts rows. Each rule walks
 along the index of ends, a page at a time, and remembers how far it has come: rows without payloads stay there for a
 year, and are not looked at again by this process. Several processes may sweep at once: they lock rows in one order.
 """
@@ -17,10 +18,13 @@ from sqlalchemy import ColumnElement, Select, Table, and_, delete, exists, or_, 
 
 from deployments.queue.database import Database, uninterrupted
 from deployments.queue.outbox import WebhookState
-from deployments.queue.tables import now, request_io, request_logs, requests, webhooks
+from deployments.queue.tables import now, replicas, request_io, request_logs, requests, webhooks
 
 SWEEP_BATCH = 200
 """Requests in one transaction: short enough that nobody who submits meanwhile notices."""
+
+LEAST_SECONDS = 24 * 3600.0
+"""How long a row is kept at least: a day, so that it outlives the one on which it ended."""
 
 _columns = requests.c
 _to_be_delivered = exists().where(
@@ -87,14 +91,16 @@ class Retention:
         Args:
             database: One that is open.
             payload_seconds: After how long input, output and log lines go; 0 for never.
-            request_seconds: After how long the rows go; 0 for never.
+            request_seconds: After how long the rows go, which is not before ``LEAST_SECONDS``; 0 for never.
         """
         self._database = database
         payloads = [(table, table.c.request_id) for table in (request_io, request_logs)]
         rows = [(requests, _columns.id)]  # what refers to them goes with them
+        kept_seconds = max(request_seconds, LEAST_SECONDS) if request_seconds else 0.0
+        self._kept_seconds = kept_seconds
         self._walks = [
             walk
-            for walk in (_Walk(request_seconds, true(), rows), _Walk(payload_seconds, _has_payloads, payloads))
+            for walk in (_Walk(kept_seconds, true(), rows), _Walk(payload_seconds, _has_payloads, payloads))
             if walk.seconds
         ]
 
@@ -105,9 +111,17 @@ class Retention:
                 await self._go_on(walk, limit)
                 break
         more = not all(walk.ended for walk in self._walks)
+        if self._kept_seconds and not more:
+            await self._forget_replicas()
         for walk in self._walks:
             walk.ended = walk.ended and more
         return more
+
+    @uninterrupted
+    async def _forget_replicas(self) -> None:
+        """Of the time whose requests are gone nobody asks what it cost."""
+        async with self._database.transaction() as connection:
+            await connection.execute(delete(replicas).where(replicas.c.seen_at <= now() - self._kept_seconds))
 
     @uninterrupted
     async def _go_on(self, walk: _Walk, limit: int) -> None:

@@ -13,23 +13,28 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import ColumnElement, and_, delete, false, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, delete, false, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from deployments.costs import NOTHING, Cost
 from deployments.errors import (
-    BadRequest,
     ClientCancelled,
+    ConcurrentRequestsLimit,
     Failure,
+    IdempotencyKeyReused,
+    LimitReached,
     NotFound,
+    QueueFull,
     RunnerDisconnected,
     RunnerServerError,
     StartTimeout,
 )
 from deployments.models.messages import Attempt, StoredFile
 from deployments.queue import turns
-from deployments.queue.database import Database, serialise, uninterrupted
+from deployments.queue.database import Database, serialise, serialise_by, uninterrupted
 from deployments.queue.files import Lifecycle, insert_file
+from deployments.queue.keys import NO_LIMITS, Limits
 from deployments.queue.outbox import add_webhook, make_due
 from deployments.queue.request import (
     MAX_ATTEMPTS,
@@ -62,6 +67,9 @@ _OF_AN_ATTEMPT = (
     _columns.endpoint,
     _columns.previews,
     _columns.crashes,
+    _columns.traceparent,
+    _columns.created_at,
+    _columns.started_at,
 )
 
 
@@ -82,7 +90,7 @@ class BatchLimits(BaseModel):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a request ended: the answer to its caller, and what it took."""
+    """How a request ended: the answer to its caller, and what its last attempt took, cost us and is billed."""
 
     status_code: int
     body: Mapping[str, Any]
@@ -90,6 +98,10 @@ class Outcome:
     error_type: str | None = None
     inference_seconds: float | None = None
     gpu_seconds: float | None = None
+    gpu_usd_per_hour: float | None = None
+    cost_nano_usd: int = 0
+    price_nano_usd: int | None = None
+    batch_size: int | None = None
     files: tuple[StoredFile, ...] = ()
 
     @classmethod
@@ -117,32 +129,63 @@ class RequestStore:
     # ---------------------------------------------------------------- the gateway's side
 
     @uninterrupted
-    async def submit(self, new: NewRequest, ended: Failure | None = None) -> InferenceRequest:
-        """Accept a request. With ``ended`` it is recorded as one that has failed already (a bad input).
+    async def submit(
+        self, new: NewRequest, ended: Failure | None = None, limits: Limits = NO_LIMITS, *, synchronous: bool = False
+    ) -> InferenceRequest:
+        """Accept a request.
 
-        A second submit with a caller's idempotency key answers with the first one's request.
+        A second submit with a caller's idempotency key answers with the first one's request, whatever the limits.
+
+        Args:
+            new: The request.
+            ended: Record it as one that has failed already (a bad input).
+            limits: Of its key: how many may wait, and how many may run where its caller waits for this one.
+            synchronous: Whether its caller does.
 
         Raises:
-            BadRequest: That one was to another endpoint.
+            IdempotencyKeyReused: The idempotency key's first request was another one.
+            ConcurrentRequestsLimit: As many run as may.
+            QueueFull: As many wait as may.
         """
         try:
-            return await self._submit(new, ended)
-        except IntegrityError:  # somebody else was first with this key, if it has one
-            earlier = await self._submitted_with(new) if new.idempotency_key else None
+            return await self._submit(new, ended, limits, synchronous)
+        except (IntegrityError, LimitReached):  # somebody else was first with this key, if it has one
+            earlier = await self.earlier(new.key_id, new.endpoint, new.idempotency_key, new.input_hash)
             if earlier is None:
                 raise
-        if earlier.endpoint != new.endpoint:
-            raise BadRequest(f"This Idempotency-Key was used for {earlier.endpoint}")
-        return earlier
+            return earlier
 
-    async def _submitted_with(self, new: NewRequest) -> InferenceRequest | None:
-        mine = and_(_columns.key_id == new.key_id, _columns.idempotency_key == new.idempotency_key)
+    @uninterrupted
+    async def earlier(
+        self, key_id: str, endpoint: str, idempotency_key: str | None, input_hash: str | None = None
+    ) -> InferenceRequest | None:
+        """What a key has submitted to an endpoint with this idempotency key before.
+
+        Args:
+            key_id: Of the key.
+            endpoint: The endpoint.
+            idempotency_key: None where there is none; then nothing was.
+            input_hash: Of the input that came with it; None where that has not been read.
+
+        Raises:
+            IdempotencyKeyReused: It was to another endpoint, or another input.
+        """
+        if not idempotency_key:
+            return None
+        mine = and_(_columns.key_id == key_id, _columns.idempotency_key == idempotency_key)
         async with self.database.read() as connection:
             row = (await connection.execute(select(requests).where(mine))).one_or_none()
+        if row and row.endpoint != endpoint:
+            raise IdempotencyKeyReused(f"This Idempotency-Key was used for {row.endpoint}")
+        if row and input_hash and row.input_hash not in (None, input_hash):
+            raise IdempotencyKeyReused("This Idempotency-Key was used with another input")
         return InferenceRequest.from_row(row) if row else None
 
-    async def _submit(self, new: NewRequest, ended: Failure | None) -> InferenceRequest:
+    async def _submit(
+        self, new: NewRequest, ended: Failure | None, limits: Limits, synchronous: bool
+    ) -> InferenceRequest:
         async with self.database.transaction() as connection:
+            await _check_room(connection, new.key_id, limits.max_waiting, limits.max_running if synchronous else None)
             row = await connection.execute(insert(requests).values(_row_of(new)).returning(requests))
             request = InferenceRequest.from_row(row.one())
             await connection.execute(insert(request_io).values(request_id=request.id, input=new.input))
@@ -239,9 +282,9 @@ class RequestStore:
 
         One look at an index for each, however long the queue is; with a limit, one for each key that waits.
         """
-        may_start = [turns.has_work(model, max_running_per_key) for model in models]
+        query = turns.have_work(tuple(models), max_running_per_key)
         async with self.database.read() as connection:
-            answers = (await connection.execute(select(*may_start))).one()
+            answers = (await connection.execute(query)).one()
         return {model for model, answer in zip(models, answers, strict=True) if answer}
 
     @uninterrupted
@@ -266,9 +309,7 @@ class RequestStore:
             rows = sorted(taken, key=lambda row: batch.index(row.seq))
             await turns.note_served(connection, {row.key_id for row in rows})
             inputs = await _inputs(connection, [row.id for row in rows])
-        return [
-            Attempt(row.id, row.attempt, row.endpoint, inputs[row.id], row.previews, row.crashes > 0) for row in rows
-        ]
+        return [_attempt(row, inputs[row.id]) for row in rows]
 
     @uninterrupted
     async def complete(self, attempt: Attempt, owner: str, outcome: Outcome) -> bool:
@@ -283,7 +324,14 @@ class RequestStore:
 
     @uninterrupted
     async def lose(
-        self, attempt: Attempt, owner: str, reason: str, *, crashed: bool = False, retry_seconds: float = 0.0
+        self,
+        attempt: Attempt,
+        owner: str,
+        reason: str,
+        *,
+        crashed: bool = False,
+        retry_seconds: float = 0.0,
+        cost: Cost = NOTHING,
     ) -> bool:
         """Record that an attempt was lost with its replica: the request goes back to its place in the queue.
 
@@ -293,12 +341,14 @@ class RequestStore:
             reason: For the request's log.
             crashed: Whether the replica's process died by itself under it.
             retry_seconds: How long the next attempt waits.
+            cost: What it has cost us.
         """
         async with self.database.transaction() as connection:
             mine = await _lock(connection, _fence(attempt, owner))
             if crashed and mine:
                 died = update(requests).where(_columns.id.in_(mine)).values(crashes=_columns.crashes + 1)
                 await connection.execute(died)
+            await _add_costs(connection, dict.fromkeys(mine, cost))
             await _requeue(connection, mine, reason, retry_seconds)
         return bool(mine)
 
@@ -359,19 +409,25 @@ class RequestStore:
                 await connection.execute(insert(dispatchers).values(owner=owner, lease_until=until))
 
     @uninterrupted
-    async def give_back(self, owner: str, unbegun: Collection[str] = ()) -> None:
+    async def give_back(
+        self, owner: str, unbegun: Collection[str] = (), costs: Mapping[str, Cost] | None = None
+    ) -> None:
         """End a dispatcher's lease now; what it still held goes back to the queue.
 
-        What had not begun (``unbegun``, request ids) goes back as if it had never been claimed.
+        Args:
+            owner: The dispatcher.
+            unbegun: Ids of what had not begun: it goes back as if it had never been claimed.
+            costs: What the attempts that had begun have cost us, by the ids of their requests.
         """
-        while await self._give_back_page(owner, unbegun):
+        while await self._give_back_page(owner, unbegun, costs or {}):
             pass
 
-    async def _give_back_page(self, owner: str, unbegun: Collection[str]) -> bool:
+    async def _give_back_page(self, owner: str, unbegun: Collection[str], costs: Mapping[str, Cost]) -> bool:
         """Give back some, or where nothing is held, the lease: others would blame it for what had not begun."""
         async with self.database.transaction() as connection:
             held = await _lock(connection, and_(_in_progress, _columns.owner == owner), limit=PAGE)
             await _put_back(connection, [id for id in held if id in unbegun], "the dispatcher stopped")
+            await _add_costs(connection, {id: costs[id] for id in held if id in costs})
             await _requeue(connection, [id for id in held if id not in unbegun], "the dispatcher stopped")
             if not held:
                 await connection.execute(delete(dispatchers).where(dispatchers.c.owner == owner))
@@ -394,7 +450,8 @@ class RequestStore:
     @uninterrupted
     async def _recover_page(self, owner: str, held: Collection[str], lease_seconds: float) -> bool:
         alive = select(dispatchers.c.owner).where(dispatchers.c.lease_until > now())
-        orphaned = and_(_in_progress, _columns.owner.not_in(alive))
+        others = and_(_in_progress, _columns.owner != owner)  # a lease may lapse between its renewal and this
+        orphaned = and_(others, _columns.owner.not_in(alive))
         mine = and_(_in_progress, _columns.owner == owner, _columns.id.not_in(list(held)))
         forgotten = and_(mine, _columns.started_at < now() - lease_seconds)
         async with self.database.transaction() as connection:
@@ -416,6 +473,20 @@ class RequestStore:
         return bool(late)
 
 
+def _attempt(row: Row[Any], input: str) -> Attempt:
+    return Attempt(
+        request_id=row.id,
+        number=row.attempt,
+        endpoint=row.endpoint,
+        input=input,
+        previews=row.previews,
+        alone=row.crashes > 0,
+        traceparent=row.traceparent,
+        created_at=row.created_at,
+        claimed_at=row.started_at,
+    )
+
+
 def _row_of(new: NewRequest) -> dict[str, Any]:
     values = asdict(new)
     start_timeout = values.pop("start_timeout")
@@ -428,6 +499,32 @@ def _row_of(new: NewRequest) -> dict[str, Any]:
         "created_at": now(),
         "start_deadline": None if start_timeout is None else now() + start_timeout,
     }
+
+
+async def _check_room(
+    connection: AsyncConnection, key_id: str, max_waiting: int | None, max_running: int | None
+) -> None:
+    """See that there is room for one more request of a key. Nobody else adds one of it before our commit.
+
+    What is never retried are synchronous runs, and what was queued with X-Fal-No-Retry, which looks the same here:
+    where they wait, they count as about to run.
+    """
+    if max_waiting is None and max_running is None:
+        return
+    await serialise_by(connection, f"requests of {key_id}")
+    waiting = and_(_columns.key_id == key_id, _in_queue)
+    if max_waiting is not None and await _count(connection, waiting, max_waiting) >= max_waiting:
+        raise QueueFull(f"{max_waiting} requests of this key are waiting, which is as many as may")
+    if max_running is not None:
+        running = await _count(connection, and_(_columns.key_id == key_id, _in_progress), max_running)
+        if running + await _count(connection, and_(waiting, _columns.no_retry), max_running) >= max_running:
+            raise ConcurrentRequestsLimit(f"As many requests of this key are running as may: {max_running}")
+
+
+async def _count(connection: AsyncConnection, condition: ColumnElement[bool], most: int) -> int:
+    """How many requests meet a condition, as far as it matters."""
+    some = select(_columns.seq).where(condition).limit(most).subquery()
+    return int((await connection.execute(select(func.count()).select_from(some))).scalar_one())
 
 
 def _fence(attempt: Attempt, owner: str) -> ColumnElement[bool]:
@@ -457,8 +554,9 @@ def _cancelled() -> Outcome:
 async def _end(connection: AsyncConnection, condition: ColumnElement[bool], outcome: Outcome) -> list[str]:
     """Complete every request that meets the condition; answer their ids."""
     columns = {column.name for column in _columns}
-    values = {name: value for name, value in vars(outcome).items() if name in columns}
+    values = {name: value for name, value in vars(outcome).items() if name in columns and value is not None}
     values |= {"status": RequestStatus.COMPLETED, "owner": None, "finished_at": now()}
+    values["cost_nano_usd"] = _columns.cost_nano_usd + outcome.cost_nano_usd  # other attempts cost something, too
     ended = update(requests).where(condition).values(values)
     rows = (await connection.execute(ended.returning(_columns.id, _columns.store_io))).all()
     ids = [row.id for row in rows]
@@ -525,6 +623,15 @@ async def _put_back(
     await _requeue(connection, too_often, reason, retry_seconds)
     back = await _wait_again(connection, left, retry_seconds, unbegun=_columns.unbegun + 1)
     await _log(connection, [LogLine(id, f"{reason}; waiting again", time.time()) for id in back])
+
+
+async def _add_costs(connection: AsyncConnection, costs: Mapping[str, Cost]) -> None:
+    """Add to requests, which are locked, what attempts that are over have cost us."""
+    for request_id, cost in costs.items():
+        values: dict[str, Any] = {"cost_nano_usd": _columns.cost_nano_usd + cost.nano_usd}
+        values |= {} if cost.usd_per_hour is None else {"gpu_usd_per_hour": cost.usd_per_hour}
+        if cost != NOTHING:
+            await connection.execute(update(requests).where(_columns.id == request_id).values(values))
 
 
 async def _wait_again(

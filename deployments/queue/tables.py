@@ -2,7 +2,8 @@
 
 ``requests`` is the hot table and stays narrow; the JSON of a request stands in ``request_io`` so that a change of state
 never rewrites it. ``dispatchers`` holds one lease for each dispatcher rather than one for each request. ``webhooks`` is
-the outbox: a row is made with its request, and becomes due in the transaction that ends it.
+the outbox: a row is made with its request, and becomes due in the transaction that ends it. ``replicas`` tells which
+processes held a device and how long, so that idle time has a price. Money is in whole nano dollars: sums are exact.
 """
 
 from __future__ import annotations
@@ -73,12 +74,20 @@ requests = Table(
     Column("inference_seconds", Float, comment="Wall time of the attempt that ended the request"),
     Column("gpu_seconds", Float, comment="This request's share of its batch's time on the device"),
     Column("idempotency_key", Text, comment="Of its caller's choice; a second submit with it is the same request"),
+    Column("input_hash", String(64), comment="SHA-256 of what came with that key, in hex"),
     Column("runner_hint", Text),
     Column("store_io", Boolean, nullable=False, server_default=true(), comment="Whether its JSON is kept and shown"),
     Column("lifecycle", Text, comment="How long its files live and who may read them, as JSON; null for the default"),
     Column(
         "previews", SmallInteger, nullable=False, server_default="0", comment="A preview each so many steps; 0, none"
     ),
+    Column("gpu_usd_per_hour", Float, comment="What its last attempt's part of a device costs us"),
+    Column(
+        "cost_nano_usd", BigInteger, nullable=False, server_default="0", comment="What all its attempts have cost us"
+    ),
+    Column("price_nano_usd", BigInteger, comment="What its success is billed; null on rows of code that did not say"),
+    Column("batch_size", SmallInteger, comment="How many had the device together in its last attempt"),
+    Column("traceparent", String(55), comment="The trace that it belongs to, as W3C's header says it"),
 )
 Index(
     "requests_in_lanes",
@@ -125,6 +134,13 @@ Index(
     sqlite_where=(requests.c.status == "IN_QUEUE") & requests.c.start_deadline.is_not(None),
     postgresql_where=(requests.c.status == "IN_QUEUE") & requests.c.start_deadline.is_not(None),
 )
+Index(
+    "requests_waiting_of_key",
+    requests.c.key_id,
+    requests.c.no_retry,
+    sqlite_where=requests.c.status == "IN_QUEUE",
+    postgresql_where=requests.c.status == "IN_QUEUE",
+)
 Index("requests_once", requests.c.key_id, requests.c.idempotency_key, unique=True)
 Index("requests_by_time", requests.c.key_id, requests.c.finished_at)
 Index("requests_ended", requests.c.finished_at)
@@ -156,6 +172,19 @@ dispatchers = Table(
     Column("lease_until", Float, nullable=False),
 )
 
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("id", Text, primary_key=True, comment="Of one process; its successor has another"),
+    Column("started_at", Float, primary_key=True, comment="Of the process, or of its present price"),
+    Column("model", Text, nullable=False, comment="The id of the endpoint that it was started for"),
+    Column("deployment", Text, nullable=False),
+    Column("accelerator", Text, nullable=False),
+    Column("gpu_fraction", Float, nullable=False, comment="How much of one it has"),
+    Column("gpu_usd_per_hour", Float, nullable=False, comment="What that costs us"),
+    Column("seen_at", Float, nullable=False, index=True, comment="When it last said that it is there"),
+)
+
 turns = Table(
     "turns",
     metadata,
@@ -184,6 +213,14 @@ Index(
     files.c.created_at,
     sqlite_where=files.c.expires_at.is_(None),
     postgresql_where=files.c.expires_at.is_(None),
+)
+
+uploaded = Table(
+    "uploaded",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("day", Integer, nullable=False, comment="The last on which it uploaded, in days since 1970 (UTC)"),
+    Column("bytes", BigInteger, nullable=False, comment="Of that day: stored, announced or on their way"),
 )
 
 storage_settings = Table(
@@ -222,6 +259,15 @@ keys = Table(
     Column("scope", Text, nullable=False, comment="API or ADMIN"),
     Column("created_at", Float, nullable=False),
     Column("revoked_at", Float),
+    Column("expires_at", Float, comment="When it stops working; null for never"),
+    Column("last_used_at", Float, comment="When it was last used, to the minute"),
+    Column("former_hash", Text, comment="Of the secret before the last rotation"),
+    Column("former_until", Float, comment="When that one stops working"),
+    Column("requests_per_second", Float, comment="How many calls that make work; null for any number, as below"),
+    Column("max_waiting", Integer, comment="How many of its requests may wait"),
+    Column("max_running", Integer, comment="How many of its requests may run, of all models together"),
+    Column("usd_per_day", Float, comment="What its requests of one day (UTC) may be billed"),
+    Column("upload_bytes_per_day", BigInteger, comment="What it may upload in one day (UTC)"),
 )
 
 secrets = Table(

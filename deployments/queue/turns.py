@@ -18,6 +18,7 @@ from sqlalchemy import (
     CTE,
     ColumnElement,
     FromClause,
+    Integer,
     ScalarSelect,
     Select,
     String,
@@ -33,7 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.queue.request import Priority, RequestStatus
-from deployments.queue.tables import now, requests, turns
+from deployments.queue.tables import keys, now, requests, turns
 
 LOOKS = 256
 """How often a claim looks for a batch's members at the most: fewer of each key where many keys wait."""
@@ -108,10 +109,15 @@ async def lanes(connection: AsyncConnection, model: str) -> list[Lane]:
     return [Lane(priority, key, turn, sorted(map(int, seqs.split(",")))) for priority, key, turn, seqs in rows]
 
 
+@functools.lru_cache(maxsize=64)
+def have_work(models: tuple[str, ...], max_running_per_key: int | None) -> Select[Any]:
+    """For each model, whether a request of it may start now. It is kept: writing it takes longer than asking it."""
+    may_start: list[ColumnElement[Any]] = [has_work(model, max_running_per_key) for model in models]
+    return select(*may_start)
+
+
 def has_work(model: str, max_running_per_key: int | None) -> ColumnElement[bool]:
-    """Whether a request of a model may start now."""
-    if max_running_per_key is None:
-        return _first(model).is_not(None)
+    """Whether a request of a model may start now: the first lane that may answers for all."""
     return or_(*(_in_turn(_firsts(model, priority), max_running_per_key).exists() for priority in Priority))
 
 
@@ -126,7 +132,8 @@ async def next_batch(
     Args:
         connection: In a transaction, and the only one that claims.
         model: What they wait for.
-        max_running_per_key: How many requests of a key may run, of all models together.
+        max_running_per_key: How many requests of a key may run, of all models together, where the key itself has no
+            such limit.
         members: How many requests of so many ``pixel_frames`` go into a batch.
     """
     for priority in Priority:
@@ -176,9 +183,10 @@ def _in_turn(firsts: CTE, max_running_per_key: int | None) -> Select[Any]:
     """These requests by their turns, without those of keys that run as many as they may."""
     served_at = func.coalesce(turns.c.served_at, _NEVER).label("served_at")
     query = select(firsts.c.seq, firsts.c.rank, served_at).outerjoin(turns, turns.c.key_id == firsts.c.key_id)
-    if max_running_per_key is not None:
-        running = select(func.count()).where(in_progress(), requests.c.key_id == firsts.c.key_id).scalar_subquery()
-        query = query.where(firsts.c.rank + running <= max_running_per_key)
+    own = select(keys.c.max_running).where(keys.c.id == firsts.c.key_id).scalar_subquery()
+    most = func.coalesce(own, literal(max_running_per_key, Integer))
+    running = select(func.count()).where(in_progress(), requests.c.key_id == firsts.c.key_id).scalar_subquery()
+    query = query.where(or_(most.is_(None), firsts.c.rank + running <= most))
     return query.order_by(firsts.c.rank, served_at, firsts.c.seq)
 
 
@@ -200,7 +208,7 @@ def _firsts(model: str, priority: Priority, batch_key: str | None = None, each: 
 
 def _first(
     model: str,
-    priority: Priority | None = None,
+    priority: Priority,
     batch_key: str | None = None,
     *,
     behind: CTE | None = None,
@@ -214,12 +222,11 @@ def _first(
     of = table.c
     may_start = [
         of.model == model,
+        of.priority == priority,
         in_queue(table),
         or_(of.start_deadline.is_(None), of.start_deadline > now()),
         or_(of.not_before.is_(None), of.not_before <= now()),
     ]
-    if priority is not None:
-        may_start.append(of.priority == priority)
     if batch_key is not None:  # what a replica has died under joins nobody
         may_start += [of.batch_key == batch_key, of.crashes == 0]
     if behind is not None:

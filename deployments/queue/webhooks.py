@@ -20,14 +20,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from deployments import logs, web
+from deployments import logs
 from deployments.errors import Unavailable
 from deployments.queue.database import Database
 from deployments.queue.outbox import WEBHOOK_KEYS, Delivery, Outbox, Verdict
 from deployments.queue.secrets import Secret, Secrets
+from deployments.web import ForbiddenURL, Reach, SafeFetcher, WebError
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +41,6 @@ LEASE_SECONDS = 60.0
 AT_ONCE = 32
 AT_ONCE_PER_HOST = 4
 
-ANSWER_BYTES = 16 * 1024
-ANSWER_SECONDS = 1.0
-"""So much of a receiver's answer is read, out of courtesy: only its status matters."""
-
 STOP_SECONDS = 5.0
 
 
@@ -54,7 +50,7 @@ class Sender:
     def __init__(
         self,
         database: Database,
-        allow_private: bool = False,
+        reach: Reach | None = None,
         *,
         retry_seconds: Sequence[float] = RETRY_SECONDS,
         attempt_seconds: float = ATTEMPT_SECONDS,
@@ -65,7 +61,7 @@ class Sender:
 
         Args:
             database: Where the outbox is, and the keys that sign.
-            allow_private: Deliver to private addresses and any port too.
+            reach: Where it may deliver to; the public web, unless told otherwise.
             retry_seconds: The pause after each failed attempt, the last of which is followed by one more attempt.
             attempt_seconds: How long a receiver may take to answer.
             lease_seconds: When a delivery counts as lost with its sender.
@@ -73,7 +69,7 @@ class Sender:
         """
         self._outbox = Outbox(database)
         self._secrets = Secrets(database)
-        self._client = web.open_client(allow_private, attempt_seconds, follow_redirects=False)
+        self._web = SafeFetcher(reach)
         self._retry_seconds = retry_seconds
         self._attempt_seconds = attempt_seconds
         self._lease_seconds = lease_seconds
@@ -95,7 +91,7 @@ class Sender:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, *self._sending, return_exceptions=True)
-        await self._client.aclose()
+        await self._web.aclose()
 
     def check_health(self) -> None:
         """Fail when the loop has died."""
@@ -140,26 +136,18 @@ class Sender:
     async def _send(self, delivery: Delivery) -> Verdict:
         secret, *_ = await self._secrets.of(WEBHOOK_KEYS)
         body = body_of(delivery)
+        headers = headers_of(delivery, body, secret, int(time.time()))
         try:
-            status = await self._post(delivery.url, body, headers_of(delivery, body, secret, int(time.time())))
-        except web.FAILURES as error:
-            return Verdict(None, web.reason(error), None if web.is_forbidden(error) else self._pause_after(delivery))
+            status = await self._web.post(delivery.url, body, headers, self._attempt_seconds)
+        except ForbiddenURL as error:
+            return Verdict(None, str(error), None)
+        except WebError as error:
+            return Verdict(None, str(error), self._pause_after(delivery))
         if 200 <= status < 300:
             return Verdict(status)
         return Verdict(
             status, f"the receiver answered {status}", None if status == 410 else self._pause_after(delivery)
         )
-
-    async def _post(self, url: str, body: bytes, headers: dict[bytes, bytes]) -> int:
-        """POST; answer the status."""
-        request = self._client.build_request("POST", url, content=body, headers=headers)
-        async with asyncio.timeout(self._attempt_seconds):
-            response = await self._client.send(request, stream=True)
-        try:
-            await _read_a_little(response)
-        finally:
-            await response.aclose()
-        return response.status_code
 
     def _pause_after(self, delivery: Delivery) -> float | None:
         """How long to wait before the next attempt; None after the last. Those that failed together come back apart."""
@@ -209,14 +197,3 @@ def headers_of(delivery: Delivery, body: bytes, secret: Secret, timestamp: int) 
         b"X-Fal-Webhook-Timestamp": signed_at,
         b"X-Fal-Webhook-Signature": signature.hex().encode(),
     }
-
-
-async def _read_a_little(response: httpx.Response) -> None:
-    """Let a receiver finish its answer, unless it is long or slow."""
-    read = 0
-    with contextlib.suppress(httpx.HTTPError, TimeoutError):
-        async with asyncio.timeout(ANSWER_SECONDS):
-            async for piece in response.aiter_raw():
-                read += len(piece)
-                if read > ANSWER_BYTES:
-                    return

@@ -8,6 +8,7 @@ A file's key is a path such as ``b/<random>/clip.mp4``; its URL is ``<public URL
 read the file, so it holds a random part, which no log shows. obstore (the Rust ``object_store`` behind many databases)
 keeps the bytes, in a directory or in a bucket of an S3 service. Nothing is seen under a key before it is whole.
 
+    addresses.py which URLs are ours, and which file each means
     keys.py      what a key may be, and what a file's name says of it
     files.py     FileStorage
     pieces.py    bytes on their way in

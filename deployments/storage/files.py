@@ -8,7 +8,6 @@ import functools
 import glob
 import hashlib
 import itertools
-import re
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 import obstore
@@ -25,9 +24,10 @@ from obstore.store import LocalStore, S3Store
 from pydantic import BaseModel, Field
 
 from deployments.errors import BadRequest, FileDamaged, NotFound, StorageUnavailable
+from deployments.storage.addresses import Addresses
 from deployments.storage.bucket import STORE_AWAY, open_bucket, told_as_unavailable
 from deployments.storage.folder import remove_drafts, remove_empty, sync_to_disk, walk
-from deployments.storage.keys import FILES, MARK, PARTS, check_key, disposition_of, is_key, type_of
+from deployments.storage.keys import FILES, MARK, PARTS, check_key, disposition_of, type_of
 from deployments.storage.pieces import CHUNK, Source, file_pieces, pieces_of, too_large
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class FileStorage:
         self._directory = place if isinstance(place, Path) else None
         self._store: LocalStore | S3Store
         self._store = LocalStore(place, mkdir=True, automatic_cleanup=True) if isinstance(place, Path) else place
-        self._base = public_url.rstrip("/") + "/files/"
+        self._addresses = Addresses(public_url)
         self._hashes: OrderedDict[tuple[str, str], asyncio.Task[str]] = OrderedDict()
 
     @classmethod
@@ -88,7 +88,7 @@ class FileStorage:
         """Open the storage that a ``file:///…`` or ``s3://bucket/prefix`` URL names.
 
         Raises:
-            ValueError: The URL has another scheme, or names no bucket.
+            ValueError: The URL has another scheme, or names no bucket; or ``public_url`` is none.
         """
         parts = urlsplit(storage_url)
         if parts.scheme == "file":
@@ -146,7 +146,8 @@ class FileStorage:
             StorageUnavailable: The storage takes nothing at the moment.
         """
         content_type = type_of(key)
-        stored = await self.write(key, file_pieces(source), source.stat().st_size, content_type)
+        with source.open("rb") as file:
+            stored = await self.write(key, file_pieces(file), source.stat().st_size, content_type)
         return File(
             url=self.url_of(key),
             content_type=content_type,
@@ -314,14 +315,15 @@ class FileStorage:
 
     def url_of(self, key: str) -> str:
         """The address of a file."""
-        return self._base + quote(key)
+        return self._addresses.url_of(key)
 
     def key_of(self, url: str) -> str | None:
-        """The key behind a URL of ours, or None for anybody else's and where no file can have it."""
-        if not url.startswith(self._base):
-            return None
-        key = unquote(re.split("[?#]", url[len(self._base) :])[0])
-        return key if is_key(key) else None
+        """The key behind a URL of ours, however it is written; None for any other, and where no file can have it."""
+        return self._addresses.key_of(url)
+
+    def owns(self, url: str) -> bool:
+        """Whether a URL leads to this server, to a file or to anything else."""
+        return self._addresses.owns(url)
 
     def _attributes(self, key: str, content_type: str) -> Attributes:
         """What a bucket is told of a file, so that its own address answers as ours does."""

@@ -16,7 +16,7 @@ MARK = ".database/mark"
 _LONGEST_KEY = 900  # S3 takes 1024 bytes, with the prefix
 _DRAFT = re.compile(r".*#[0-9]+", re.DOTALL)
 _RANDOM = re.compile(r"[0-9a-f]{32}")
-_PLAYABLE = re.compile(r"(video|audio)/.*|image/(png|jpeg|webp|gif|avif)")
+_PLAYABLE = re.compile(r"(video|audio)/[^+]*|image/(png|jpeg|webp|gif|avif)")  # +xml is a page to a browser
 
 
 def new_key(name: str) -> str:
@@ -36,7 +36,7 @@ def type_of(key: str) -> str:
 
 def disposition_of(key: str, content_type: str) -> str | None:
     """What a browser is told to do with a file: to keep it, where it is nothing that can only be looked at."""
-    if _PLAYABLE.match(content_type.lower()):
+    if _PLAYABLE.fullmatch(content_type.partition(";")[0].strip().lower()):
         return None
     return f"attachment; filename*=UTF-8''{quote(key.rpartition('/')[2], safe='')}"
 

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator
-from pathlib import Path
+from typing import BinaryIO
 
 from deployments.errors import PayloadTooLarge
 
@@ -88,11 +88,10 @@ class Source:
         self._gathered += piece
 
 
-async def file_pieces(path: Path) -> AsyncIterator[bytes]:
-    """A local file's bytes."""
-    with path.open("rb") as file:
-        while piece := await asyncio.to_thread(file.read, CHUNK):
-            yield piece
+async def file_pieces(file: BinaryIO) -> AsyncIterator[bytes]:
+    """A local file's bytes. Whoever opened it closes it, for nobody may pull them to their end."""
+    while piece := await asyncio.to_thread(file.read, CHUNK):
+        yield piece
 
 
 async def pieces_of(content: bytes) -> AsyncIterator[bytes]:
