@@ -9,11 +9,7 @@ encode, one clip after the other. Both sides are measured in turn, so that a noi
 from __future__ import annotations
 
 import argparse
-import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,11 +21,13 @@ import torch
 import yaml
 from PIL import Image
 
-from deployments.cli import SAMPLE, is_ready, point_fal_client_at
+from deployments.cli import point_fal_client_at
+from deployments.gateway.sample import SAMPLE
 from deployments.inference.encode import encode_mp4
 from deployments.inference.images import fit
 from deployments.models.base import Clip, VideoModel
 from deployments.settings import AppArgs
+from loadtest.service import run_server
 
 CONFIG = Path("serve_config.yaml")
 
@@ -41,17 +39,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--queued", type=int, default=16)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="svd-serve-bench-") as folder:
-        server, url, key, ready_seconds = start_server(Path(folder))
-        try:
-            print(f"serve to ready                      {ready_seconds:8.1f} s       (aim: at most 45)")
-            served, bare = Served(options.endpoint, url, key), Bare(options.endpoint)
-            one_clip(served, bare, options.repeats)
-            queue(served, bare, options.queued)
-            print(f"proportional memory of the tree     {memory_of(server.pid):8.2f} GB      (aim: at most 4)")
-        finally:
-            server.terminate()
-            server.wait()
+    with tempfile.TemporaryDirectory(prefix="svd-serve-bench-") as folder, run_server(Path(folder)) as server:
+        print(f"serve to ready                      {server.took:8.1f} s       (aim: at most 45)")
+        served, bare = Served(options.endpoint, server.url, server.key), Bare(options.endpoint)
+        one_clip(served, bare, options.repeats)
+        queue(served, bare, options.queued)
+        print(f"proportional memory of the tree     {memory_of(server.pid):8.2f} GB      (aim: at most 4)")
 
 
 def one_clip(served: Served, bare: Bare, repeats: int) -> None:
@@ -114,23 +107,6 @@ class Bare:
                 assert frames is not None
                 encode_mp4(frames, self._model.default_fps, Path(folder) / f"{seed}.mp4")
         return time.perf_counter() - began
-
-
-def start_server(data_dir: Path, **settings: str) -> tuple[subprocess.Popen[bytes], str, str, float]:
-    """A service of its own with such variables: its process, URL, key, and the seconds it took to be ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "deployments.cli", "serve", "--port", str(port), "--data-dir", str(data_dir)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SVD_")} | settings
-    began = time.perf_counter()
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    while not is_ready(url):
-        if server.poll() is not None:
-            sys.exit("the server did not start")
-        time.sleep(0.1)
-    return server, url, (data_dir / "admin.key").read_text().strip(), time.perf_counter() - began
 
 
 def memory_of(pid: int) -> float:

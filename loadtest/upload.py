@@ -23,8 +23,8 @@ import httpx
 import psutil
 
 from deployments.cli import point_fal_client_at
-from loadtest.road import start_server
 from loadtest.s3 import S3
+from loadtest.service import run_server
 
 AIM_MB = 64
 PIECE = 1024 * 1024
@@ -55,18 +55,14 @@ def main() -> None:
 
 def measure_all(data_dir: Path, source: Path, digest: str, **settings: str) -> None:
     """Print the figures of a service with such variables: every form up, each file down again."""
-    server, url, key, _ = start_server(data_dir, **settings)
-    try:
-        forms = Uploads(url, key).forms()
+    with run_server(data_dir, settings=settings) as server:
+        forms = Uploads(server.url, server.key).forms()
         for upload in forms.values():
             upload(small_file(data_dir))  # what is loaded with the first request is idle too
         memories = {role: Memory(find_process(server.pid, title)) for role, title in PROCESSES.items()}
         urls = [measure(memories, f"up: {name}", functools.partial(upload, source)) for name, upload in forms.items()]
         hashes = [measure(memories, "down again", functools.partial(hash_of, url)) for url in urls]
         assert hashes == [digest] * len(urls), "what came back is not what was sent"
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def measure(memories: Mapping[str, Memory], name: str, call: Callable[[], str]) -> str:

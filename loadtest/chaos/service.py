@@ -23,7 +23,8 @@ import httpx
 import psutil
 import yaml
 
-from deployments.cli import SERVICE_ENVIRONMENT
+from deployments.cli import ONE_MACHINE, SERVICE_ENVIRONMENT
+from deployments.cluster import token_environment
 from deployments.queue.database import Database
 from loadtest.chaos.history import Limits
 from loadtest.postgres import Postgres, open_folder
@@ -258,7 +259,7 @@ class Service:
         (raylet, *_) = self.find("/raylet/raylet")
         address, *_ = re.findall(r"--gcs-address=(\S+)", " ".join(raylet.cmdline()))
         line = [sys.executable, "-m", "loadtest.chaos.ray_cluster", command, address, *arguments]
-        environment = self._environment() | SERVICE_ENVIRONMENT | {"RAY_AUTH_MODE": "token"}
+        environment = self._environment() | SERVICE_ENVIRONMENT | ONE_MACHINE | token_environment(self.folder / "data")
         with self.log.open("ab") as log:
             return subprocess.Popen(line, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
 
