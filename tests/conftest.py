@@ -14,11 +14,13 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from uuid import uuid4
 
 import pytest
+import yaml
 
+from deployments import metrics, tracing
 from deployments.cli import is_ready
 from deployments.models.messages import StoredFile
 from deployments.queue.database import Database
@@ -26,9 +28,13 @@ from deployments.queue.files import Lifecycle, insert_file
 from deployments.queue.store import RequestStore
 from loadtest.postgres import Postgres, open_folder, programs
 from loadtest.s3 import S3, program
+from tests.observing import Kept
+from tests.receiver import Receiver, run_receiver
 
 ROOT = Path(__file__).parents[1]
 READY_SECONDS = 240.0
+MARKER = "a-secret-in-the-environment-of-the-service"
+OTHERS_TOKEN = "the-token-of-another-cluster-of-this-user"
 
 
 @pytest.fixture
@@ -40,9 +46,24 @@ async def store(database_url: str) -> AsyncIterator[RequestStore]:
 
 
 @pytest.fixture
-def database_url(tmp_path: Path) -> str:
+def database_url(sqlite_url: str) -> str:
     """The URL of a database of this test's own. ``tests/queue`` asks for each kind in turn."""
+    return sqlite_url
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path, migrated_file: Path) -> str:
+    """The URL of a SQLite database of this test's own."""
+    shutil.copy(migrated_file, tmp_path / "queue.db")
     return f"sqlite+aiosqlite:///{tmp_path}/queue.db"
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite database without requests. Migrating one for each test would take longer than most tests."""
+    file = tmp_path_factory.mktemp("migrated") / "queue.db"
+    asyncio.run(_migrate(f"sqlite+aiosqlite:///{file}"))
+    return file
 
 
 @pytest.fixture(scope="session")
@@ -98,6 +119,32 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
+@pytest.fixture
+def kept() -> Iterator[Kept]:
+    """What this process measures."""
+    kept = Kept()
+    former = metrics.send_to(kept)
+    yield kept
+    metrics.send_to(former)
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    """Who gets the spans of this process, all of them once ``tracing.stop()`` has been called."""
+    with run_receiver() as receiver:
+        monkeypatch.setenv(tracing.ENDPOINTS[-1], f"http://127.0.0.1:{receiver.port}")
+        tracing.start("tests")
+        yield receiver
+        tracing.stop()
+
+
+@pytest.fixture(scope="session")
+def collector_of_server() -> Iterator[Receiver]:
+    """Who gets the spans of ``server``."""
+    with run_receiver() as receiver:
+        yield receiver
+
+
 async def _migrate(url: str) -> None:
     await (await Database.open(url)).close()
 
@@ -138,6 +185,19 @@ def serve_command(*options: str) -> list[str]:
     return [sys.executable, "-m", "deployments.cli", "serve", *options]
 
 
+def config_with(folder: Path, endpoint: str = "fal-ai/svd", **changes: Any) -> Path:
+    """A configuration like ``serve_config.yaml`` of one endpoint alone, whose service starts in half the time."""
+    document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    (application,) = document["applications"]
+    application["args"]["endpoints"] = {endpoint: application["args"]["endpoints"][endpoint] | changes}
+    needed = ("Gateway", "Dispatcher", endpoint.replace("/", "--"))
+    application["deployments"] = [each for each in application["deployments"] if each["name"] in needed]
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "one_endpoint.yaml"
+    config.write_text(yaml.safe_dump(document))
+    return config
+
+
 def start_server(
     data_dir: Path, port: int, config: Path = ROOT / "serve_config.yaml", environment: Mapping[str, str] | None = None
 ) -> Server:
@@ -171,9 +231,16 @@ def stop_server(server: Server) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The service of serve_config.yaml, one for the whole session."""
-    server = start_server(tmp_path_factory.mktemp("service"), free_port())
+def server(tmp_path_factory: pytest.TempPathFactory, collector_of_server: Receiver) -> Iterator[Server]:
+    """The service of serve_config.yaml, one for the whole session. Its traces are collected."""
+    folder = tmp_path_factory.mktemp("service")
+    others = folder / "home" / ".ray" / "auth_token"
+    others.parent.mkdir(parents=True)
+    others.write_text(OTHERS_TOKEN)
+    traced = {tracing.ENDPOINTS[-1]: f"http://127.0.0.1:{collector_of_server.port}", "OTEL_BSP_SCHEDULE_DELAY": "200"}
+    environment = {"HOME": str(folder / "home"), "AWS_SECRET_ACCESS_KEY": MARKER, **traced}
+    environment["SVD_GPU_HOURLY_USD"] = "3.6"  # so that clips made on a CPU cost something
+    server = start_server(folder / "data", free_port(), environment=environment)
     yield server
     stop_server(server)
 

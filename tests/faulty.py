@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import ray
+
 from deployments.models.base import Clip, Keep, Plan, VideoInput, VideoModel
 from deployments.models.checkpoints import CheckpointError
 from deployments.models.fast_svd_lcm import FastSVDLCMInput
@@ -16,7 +18,7 @@ from deployments.models.fast_svd_lcm import FastSVDLCMInput
 if TYPE_CHECKING:
     import numpy as np
 
-DIES, HANGS, EATS, DAWDLES = 666, 617, 615, 600
+DIES, HANGS, EATS, DAWDLES, LINGERS = 666, 617, 615, 600, 602
 STEP_SECONDS = 0.1
 MEGABYTES_EATEN = 700
 FRAMES = 3
@@ -54,10 +56,21 @@ class Faulty(VideoModel):
         eaten = [np.ones(1024 * 1024, np.uint8) for _ in range(MEGABYTES_EATEN if EATS in seeds else 0)]
         wanted = set(keep(0))
         for step in range(steps):
-            time.sleep(5 * STEP_SECONDS if DAWDLES in seeds else STEP_SECONDS)
+            time.sleep(STEP_SECONDS * (20 if LINGERS in seeds else 5 if DAWDLES in seeds else 1))
             wanted &= set(keep(step + 1))
         del eaten
         return [_grey(clip) if i in wanted else None for i, clip in enumerate(clips)]
+
+
+class Placed(Faulty):
+    """Notes beside its weights where Ray has put it."""
+
+    title = "Placed"
+
+    def setup(self, device: str) -> None:
+        """One file a process: the device that it was given, and Ray's numbers of its GPUs."""
+        super().setup(device)
+        Path(f"{self.config.weights}.{os.getpid()}").write_text(f"{device} {ray.get_gpu_ids()}")
 
 
 def _grey(clip: Clip) -> np.ndarray:

@@ -183,6 +183,17 @@ def test_json_tells_times_in_isos_form(desk: Desk) -> None:
 # ---------------------------------------------------------------- show
 
 
+def test_a_request_is_shown_with_what_it_cost_and_is_billed(desk: Desk) -> None:
+    desk.submit()
+    done = desk.run(Outcome(200, {}, gpu_seconds=2.5, cost_nano_usd=2_083_333, price_nano_usd=75_000_000))
+    shown = desk("show", done)
+
+    for line in (r"gpu_seconds +2\.5", r"cost_usd +0\.002083333", r"price_usd +0\.075000000"):
+        assert re.search(rf"^{line}", shown, re.MULTILINE), line
+    (told,) = desk.objects("show", done)
+    assert (told["cost_usd"], told["price_usd"]) == (0.002083333, 0.075)
+
+
 def test_a_request_is_shown_with_all_that_belongs_to_it(desk: Desk) -> None:
     failed = desk.failed(webhook="https://user:hidden1@example.com/hook?token=hidden2")
 

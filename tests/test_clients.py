@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deployments.cli import SAMPLE, point_fal_client_at
+from deployments.cli import point_fal_client_at
+from deployments.gateway.sample import SAMPLE
 from deployments.inference.encode import ffmpeg_binary
 from deployments.inference.images import fit, open_picture
 from deployments.models.base import Size

@@ -29,11 +29,11 @@ import pytest
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as serve_websockets
 
-from deployments.cli import SAMPLE
 from deployments.connect import endpoint as endpoint_module
 from deployments.connect.certificates import Authority
 from deployments.connect.command import HOSTS
 from deployments.connect.endpoint import TlsEndpoint, Upstream
+from deployments.gateway.sample import SAMPLE
 from tests.conftest import ROOT, Server, free_port, need
 
 JS = ROOT / "tests" / "js"

@@ -1,4 +1,4 @@
-"""The README keeps its promises: what can be set, served and run is told there."""
+"""The README keeps its promises: what can be set, served and run is told there; SECURITY.md names what there is."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from deployments.settings import AppArgs, Settings
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
+SECURITY = (ROOT / "SECURITY.md").read_text()
 
 
 def test_every_setting_stands_in_the_table_and_no_other() -> None:
@@ -43,3 +44,19 @@ def test_every_command_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     commands = re.findall(r"^    ([a-z]+) ", capsys.readouterr().out, re.MULTILINE)
     assert commands and [command for command in commands if f"svd-serve {command}" not in README] == []
+
+
+def test_every_wall_and_every_test_that_security_names_is_there() -> None:
+    """Paths begin at the repository or at the package."""
+    named = set(re.findall(r"`([a-z][\w-]*(?:/[\w.-]+)+|\w+\.py)`", SECURITY))
+    missing = [name for name in named if not any((root / name).exists() for root in (ROOT, ROOT / "deployments"))]
+    assert {"gateway/auth.py", "web.py", "tests/fuzz", "tests/test_cluster.py"} <= named
+    assert missing == []
+
+
+def test_every_command_that_security_names_is_there() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z-]+)`", SECURITY))
+    assert "hostile" in named
+    assert named <= targets
+    assert "decoders run without these walls" in (ROOT / "deployments/inference/decoder/pool.py").read_text()

@@ -39,6 +39,7 @@ from deployments.errors import RunnerServerError
 from deployments.queue.database import Database
 from deployments.queue.store import BatchLimits, Outcome, RequestStore
 from deployments.queue.tables import dispatchers, now, requests, webhooks
+from deployments.scaling import POLICY
 from deployments.settings import Settings
 from loadtest.postgres import Postgres
 from tests.conftest import ROOT, Server, free_port, run_postgres
@@ -271,6 +272,9 @@ WRONG_CONFIGURATIONS: dict[str, Callable[[Any], None]] = {
     ),
     "num_replica": lambda document: application(document)["deployments"][2].update(num_replica=2),
     "port": lambda document: document["http_options"].update(port="http"),
+    "target_seconds": lambda document: application(document)["deployments"][2].update(
+        autoscaling_config={"policy": {"policy_function": POLICY, "policy_kwargs": {"target_seconds": 0}}}
+    ),
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.conftest import Server, free_port, start_server
+from tests.conftest import Server, config_with, free_port, start_server
 from tests.test_faults import is_completed, is_running_steps, submit, wait
 
 
@@ -39,8 +39,8 @@ def kill_all(server: Server) -> None:
 
 
 def test_signals_lose_nothing_whenever_they_come(tmp_path: Path) -> None:
-    port = free_port()
-    server = start_server(tmp_path, port)
+    port, config = free_port(), config_with(tmp_path)
+    server = start_server(tmp_path, port, config)
     running = start_work(server, steps=40)
     waiting = [submit(server, steps=2) for _ in range(4)]
 
@@ -56,7 +56,7 @@ def test_signals_lose_nothing_whenever_they_come(tmp_path: Path) -> None:
     assert len(left) >= 2, "it went on claiming"
     assert {row(server, each)[:2] for each in left} <= {("IN_QUEUE", 0), ("IN_QUEUE", 1)}
 
-    server = start_server(tmp_path, port)
+    server = start_server(tmp_path, port, config)
     for each in left:
         assert "error" not in wait(server, each, is_completed)
     killed = start_work(server, steps=60)
@@ -65,7 +65,7 @@ def test_signals_lose_nothing_whenever_they_come(tmp_path: Path) -> None:
     kill_all(server)  # F23
     assert row(server, killed)[0] == "IN_PROGRESS"
 
-    server = start_server(tmp_path, port)
+    server = start_server(tmp_path, port, config)
     try:
         assert "error" not in wait(server, killed, is_completed)
         assert row(server, killed) == ("COMPLETED", 2, 200)

@@ -8,7 +8,20 @@ import pytest
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from deployments import errors
-from deployments.errors import GenerationTimeout, InvalidInput, ModelError, PlatformError, ServingError
+from deployments.errors import (
+    GenerationTimeout,
+    InvalidInput,
+    InvalidParameter,
+    LimitReached,
+    ModelError,
+    PlatformError,
+    QueueFull,
+    ServingError,
+    StorageUnavailable,
+    Unavailable,
+)
+from deployments.gateway.platform import error_response as platform_response
+from deployments.gateway.wire import error_response
 
 ABSTRACT = (ServingError, PlatformError, ModelError)
 TREE = errors.__doc__.split("\n\n")[1]
@@ -34,10 +47,10 @@ class Example(BaseModel):
 
 def example(cls: type[ServingError]) -> ServingError:
     """An instance with everything that it can hold."""
-    if cls is InvalidInput:
+    if issubclass(cls, InvalidInput):
         with pytest.raises(ValidationError) as caught:
             Example.model_validate({"number": 0, "word": "x"})
-        return InvalidInput(caught.value.errors())
+        return cls(caught.value.errors())
     if issubclass(cls, ModelError):
         return cls("It went wrong", ("body", "image_url"), {"max_size": 5})
     return cls("It went wrong")
@@ -74,7 +87,9 @@ def test_an_error_survives_the_way_between_processes(cls: type[ServingError]) ->
 
     assert type(copy) is cls
     assert copy.failure() == error.failure()
-    assert copy.args == error.args or cls is InvalidInput  # which holds an exception, and those are never equal
+    assert copy.args == error.args or isinstance(
+        error, InvalidInput
+    )  # which holds an exception, and those are never equal
 
 
 @pytest.mark.parametrize("cls", CONCRETE)
@@ -93,7 +108,9 @@ def test_a_platform_error_is_a_string_and_a_type(cls: type[ServingError]) -> Non
     assert example(cls).body() == {"detail": "It went wrong", "error_type": cls.type}
 
 
-@pytest.mark.parametrize("cls", [cls for cls in CONCRETE if issubclass(cls, ModelError) and cls is not InvalidInput])
+@pytest.mark.parametrize(
+    "cls", [cls for cls in CONCRETE if issubclass(cls, ModelError) and not issubclass(cls, InvalidInput)]
+)
 def test_a_model_error_is_fals_list_of_details(cls: type[ServingError]) -> None:
     assert cls.status == (504 if cls is GenerationTimeout else 422)
     assert example(cls).body() == {
@@ -109,8 +126,37 @@ def test_a_model_error_is_fals_list_of_details(cls: type[ServingError]) -> None:
     }
 
 
+LIMITS = [cls for cls in CONCRETE if issubclass(cls, LimitReached)]
+
+
+@pytest.mark.parametrize("cls", LIMITS)
+def test_a_limit_says_when_to_come_again_also_to_another_process(cls: type[LimitReached]) -> None:
+    copy = pickle.loads(pickle.dumps(cls("Enough", 86399.2)))
+    assert (copy.retry_after, copy.message) == (86399.2, "Enough")
+    assert (error_response(copy).status_code, error_response(copy).headers["retry-after"]) == (429, "86400")
+    assert platform_response(copy, "docs").headers["retry-after"] == "86400"
+
+
+def test_no_two_limits_have_one_type() -> None:
+    """But for the family, which is as good as its first member."""
+    types = [cls.type for cls in LIMITS if cls is not LimitReached]
+    assert len(set(types)) == len(types) == 5
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 1.0])
+def test_nobody_is_told_to_come_again_at_once(seconds: float) -> None:
+    assert error_response(QueueFull("Full", seconds)).headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("cls", CONCRETE)
+def test_only_what_passes_says_when_to_come_again(cls: type[ServingError]) -> None:
+    passes = issubclass(cls, LimitReached | Unavailable | StorageUnavailable)
+    for answer in (error_response(example(cls)), platform_response(example(cls), "docs")):
+        assert ("retry-after" in answer.headers) is passes
+
+
 def test_no_two_model_errors_have_one_type() -> None:
-    types = [cls.type for cls in CONCRETE if issubclass(cls, ModelError)]
+    types = [cls.type for cls in CONCRETE if issubclass(cls, ModelError) and cls is not InvalidParameter]
 
     assert len(set(types)) == len(types)
 
@@ -123,6 +169,23 @@ def test_an_invalid_input_tells_every_error_in_json() -> None:
     assert (word["loc"], word["type"]) == (["body", "word"], "value_error")
     assert "not this word" in word["msg"]
     assert example(InvalidInput).message.startswith("number: ")
+
+
+@pytest.mark.parametrize(
+    ("value", "echoed"),
+    [
+        ("https://example.com/cat.png?to=me@example.com", True),
+        ("https://user:swordfish@example.com/cat.png", False),
+        ("//swordfish@example.com", False),
+        ({"mask_image_url": "https://user:swordfish@example.com/cat.png"}, False),
+    ],
+)
+def test_a_password_is_not_echoed(value: object, echoed: bool) -> None:
+    error = {"loc": ("image_url",), "msg": "Field required", "type": "missing", "input": value}
+
+    (detail,) = InvalidInput([error]).body()["detail"]
+    assert ("input" in detail) is echoed
+    assert "swordfish" not in json.dumps(detail)
 
 
 @pytest.mark.parametrize(("length", "echoed"), [(1000, True), (2000, False)])

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-import yaml
 
-from tests.conftest import ROOT, Server, free_port, serve_command, start_server, stop_server
+from tests.conftest import ROOT, Server, config_with, free_port, serve_command, start_server, stop_server
 
 
 def call(server: Server, method: str, path: str, **options: object) -> httpx.Response:
@@ -75,14 +76,23 @@ def test_replica_that_is_told_to_end_ends_its_work_first(server: Server) -> None
     wait(server, running, is_running_steps)
     process_of(server, "ServeReplica:svd-serve:fal-ai--svd").terminate()
     for each in (running, *waiting):
-        now = wait(server, each, is_completed)
-        assert "error" not in now
-        assert now["gateway_request_id"] == each, "it was run twice"
+        assert "error" not in wait(server, each, is_completed)
+        attempts, unbegun, crashes = counts_of(server, each)
+        assert (attempts - unbegun, crashes) == (1, 0), "it was run twice"  # given back before it began, it was not
+    assert counts_of(server, running)[0] == 1
+
+
+def counts_of(server: Server, request_id: str) -> tuple[int, int, int]:
+    """A request's attempts, those of them that never began, and those under which a process died."""
+    with closing(sqlite3.connect(server.data_dir / "svd-serve.db")) as database:
+        query = "SELECT attempt, unbegun, crashes FROM requests WHERE id = ?"
+        found: tuple[int, int, int] = database.execute(query, (request_id,)).fetchone()
+    return found
 
 
 def test_accepted_requests_survive_a_killed_server(tmp_path: Path) -> None:
-    port = free_port()
-    server = start_server(tmp_path, port)
+    port, config = free_port(), config_with(tmp_path)
+    server = start_server(tmp_path, port, config)
     running = submit(server)
     wait(server, running, is_running_steps)
     waiting = submit(server, steps=2)
@@ -92,7 +102,7 @@ def test_accepted_requests_survive_a_killed_server(tmp_path: Path) -> None:
     psutil.wait_procs(tree, timeout=10)
     server.process.wait()
 
-    server = start_server(tmp_path, port)
+    server = start_server(tmp_path, port, config)
     try:
         for request_id in (running, waiting):
             assert "error" not in wait(server, request_id, is_completed)
@@ -102,7 +112,7 @@ def test_accepted_requests_survive_a_killed_server(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_the_whole_process_tree(tmp_path: Path, number: signal.Signals) -> None:
-    server = start_server(tmp_path, free_port())
+    server = start_server(tmp_path, free_port(), config_with(tmp_path))
     tree = psutil.Process(server.process.pid).children(recursive=True)
     assert len(tree) > 5
     # Ctrl-C reaches every process of the terminal's group at once; SIGTERM usually only the first.
@@ -114,15 +124,7 @@ def test_signal_ends_the_whole_process_tree(tmp_path: Path, number: signal.Signa
 
 
 def test_missing_weights_stop_the_start_and_are_named(tmp_path: Path) -> None:
-    document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    (application,) = document["applications"]
-    endpoint = application["args"]["endpoints"]["fal-ai/svd"]
-    application["args"]["endpoints"] = {"fal-ai/svd": endpoint | {"weights": "/nowhere/at/all"}}
-    application["deployments"] = [
-        each for each in application["deployments"] if each["name"] in ("Gateway", "fal-ai--svd")
-    ]
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(document))
+    config = config_with(tmp_path, weights="/nowhere/at/all")
     command = serve_command("--data-dir", str(tmp_path), "--config", str(config), "--port", str(free_port()))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
     assert done.returncode == 1

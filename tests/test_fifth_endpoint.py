@@ -10,7 +10,7 @@ import httpx
 import pytest
 import yaml
 
-from deployments.cli import SAMPLE_KEY
+from deployments.gateway.sample import SAMPLE_KEY
 from tests.conftest import ROOT, free_port, start_server, stop_server
 
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -28,12 +28,13 @@ import pytest
 import yaml
 from sqlalchemy import select
 
-from deployments.cli import SERVICE_ENVIRONMENT
+from deployments.cli import ONE_MACHINE, SERVICE_ENVIRONMENT
+from deployments.cluster import token_environment
 from deployments.queue.database import Database
 from deployments.queue.tables import requests
 from loadtest.postgres import Postgres
 from tests.conftest import ROOT, Server, free_port, start_server, stop_server
-from tests.faulty import DAWDLES
+from tests.faulty import DAWDLES, LINGERS
 from tests.test_crashes import call, result, submit, until
 
 ENDPOINT, MODEL = "test/model", "test--model"
@@ -103,7 +104,8 @@ class Cluster:
 
     def _environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SVD_", "RAY_"))}
-        return kept | self.environment | SERVICE_ENVIRONMENT | {"RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT)}
+        ours = SERVICE_ENVIRONMENT | ONE_MACHINE | token_environment(self.server.data_dir)
+        return kept | self.environment | ours | {"PYTHONPATH": str(ROOT)}
 
     def _ray(self, command: str, *arguments: str) -> subprocess.Popen[str]:
         line = [sys.executable, "-m", "loadtest.chaos.ray_cluster", command, self.address, *arguments]
@@ -169,9 +171,9 @@ def row(cluster: Cluster, request_id: str) -> tuple[int, int, int]:
     return asyncio.run(read())
 
 
-def start_work(cluster: Cluster, steps: int) -> str:
+def start_work(cluster: Cluster, steps: int, seed: int = DAWDLES) -> str:
     """A request that runs."""
-    request_id = submit(cluster.server, ENDPOINT, DAWDLES, steps)
+    request_id = submit(cluster.server, ENDPOINT, seed, steps)
     path = f"/queue/{ENDPOINT}/requests/{request_id}/status?logs=1"
     until(lambda: call(cluster.server, "GET", path).json().get("logs"))
     return request_id
@@ -221,7 +223,8 @@ def test_nodes_and_replicas_come_and_go_and_no_request_is_lost(cluster: Cluster)
     assert {row(cluster, each) for each in (running, *accepted)} == {(1, 0, 200)}
 
     # F22: one of two busy replicas goes; it has no time to end its work, which goes back without blame.
-    long = [start_work(cluster, LONG), start_work(cluster, LONG)]
+    # Its steps take two seconds, so that both run still when ``deploy`` has been heard on a slow machine.
+    long = [start_work(cluster, LONG, LINGERS), start_work(cluster, LONG, LINGERS)]
     cluster.deploy(replicas=1)
     end_well(cluster, *long)
     assert sorted(row(cluster, each) for each in long) == [(1, 0, 200), (2, 0, 200)]

@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from deployments import cli
 from deployments.models.base import Size, VideoModel
 from deployments.models.svd import SVD
 from deployments.settings import AppArgs, Settings
+from deployments.web import Place, Reach
+from tests.conftest import free_port
 
 ROOT = Path(__file__).parents[1]
 SVD_ARGS = {"model": "deployments.models.svd:SVD", "weights": "weights"}
@@ -149,6 +153,40 @@ def test_variables_say_what_the_table_says(monkeypatch: pytest.MonkeyPatch) -> N
 def test_private_addresses_are_refused_by_default(tmp_path: Path) -> None:
     assert Settings(data_dir=tmp_path).fetch_allow_private is False
     assert Settings(data_dir=tmp_path).webhook_allow_private is False
+
+
+def test_an_operator_allows_places_beside_the_public_web(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SVD_FETCH_ALLOW", "10.0.0.0/8, minio.internal:9000,.corp.example,[fd00::/8]:9000")
+    monkeypatch.setenv("SVD_WEBHOOK_ALLOW", "hooks.internal")
+
+    settings = Settings()
+    assert settings.fetch_reach == Reach(
+        False,
+        (
+            Place(ip_network("10.0.0.0/8"), "", None),
+            Place(None, "minio.internal", 9000),
+            Place(None, ".corp.example", None),
+            Place(ip_network("fd00::/8"), "", 9000),
+        ),
+    )
+    assert settings.webhook_reach == Reach(False, (Place(None, "hooks.internal", None),))
+    monkeypatch.setenv("SVD_WEBHOOK_ALLOW_PRIVATE", "1")
+    assert Settings().webhook_reach.allow_private
+    assert not Settings().fetch_reach.allow_private
+
+
+@pytest.mark.parametrize("name", ["SVD_FETCH_ALLOW", "SVD_WEBHOOK_ALLOW"])
+def test_what_is_no_place_to_allow_stops_the_start(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "minio.internal,10.0.0.1/8")
+    monkeypatch.setenv("SVD_ADMIN_KEY", "swordfish")  # wrong, too, and a secret all the same
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # which a start fills
+    assert cli.main(["serve", "--port", str(free_port()), "--data-dir", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"svd-serve: {name}: '10.0.0.1/8' is no place to allow; write a network (10.0.0.0/8, ")
+    assert "swordfish" not in told and "Traceback" not in told
 
 
 def test_the_key_of_the_environment_is_the_key(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from deployments import cli
-from deployments.cli import SAMPLE, point_fal_client_at
+from deployments.cli import point_fal_client_at
+from deployments.gateway.sample import SAMPLE
 from deployments.queue.outbox import Outbox, Verdict, WebhookState
 from deployments.queue.store import RequestStore
 from tests.conftest import Server

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.cli import SAMPLE, SAMPLE_KEY
+from deployments.gateway.sample import SAMPLE, SAMPLE_KEY
 from tests.conftest import ROOT, Server, need
 
 JS = ROOT / "tests" / "js"

@@ -91,9 +91,13 @@ def test_row_09_long_form_paths(python: Python, curl: Curl) -> None:
 
 def test_row_10_statuses_in_order(python: Python) -> None:
     seen = python("""
-        busy = fal_client.submit('fal-ai/svd', arguments={'image_url': picture, 'steps': 20})
+        busy = fal_client.submit('fal-ai/svd', arguments={'image_url': picture, 'steps': 100})
         handle = fal_client.submit('fal-ai/svd', arguments={'image_url': picture, 'steps': 8})
-        events = list(handle.iter_events())
+        events = []
+        for event in handle.iter_events():
+            events.append(event)
+            if len(events) == 1:
+                busy.cancel()
         tell([[type(event).__name__, getattr(event, 'position', None)] for event in events])""")
     names = list(dict.fromkeys(name for name, _ in seen))
     assert names == ["Queued", "InProgress", "Completed"]

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from tests.conformance.conftest import Programs
-from tests.conftest import Server, free_port, start_server, stop_server
+from tests.conftest import Server, config_with, free_port, start_server, stop_server
 from tests.test_faults import process_of
 
 REPLICA = "ServeReplica:svd-serve:fal-ai--svd"
@@ -52,18 +52,20 @@ def test_row_23_a_crash_is_retried_unless_the_caller_says_no(programs: Programs)
 
 
 def test_row_24_what_was_accepted_outlives_the_server(tmp_path: Path) -> None:
-    port = free_port()
-    server = start_server(tmp_path / "data", port)
+    port, config = free_port(), config_with(tmp_path)
+    server = start_server(tmp_path / "data", port, config)
     tree = psutil.Process(server.process.pid).children(recursive=True)
-    request_id = Programs(server, tmp_path).python("""
-        tell(fal_client.submit('fal-ai/svd', arguments={'image_url': picture, 'steps': 30}).request_id)""")
-    server.process.kill()
-    for process in tree:
-        if process.is_running():
-            os.kill(process.pid, signal.SIGKILL)
-    server.process.wait()
-    psutil.wait_procs(tree, timeout=20)
-    again = start_server(server.data_dir, port)
+    try:
+        request_id = Programs(server, tmp_path).python("""
+            tell(fal_client.submit('fal-ai/svd', arguments={'image_url': picture, 'steps': 30}).request_id)""")
+    finally:
+        server.process.kill()
+        for process in tree:
+            if process.is_running():
+                os.kill(process.pid, signal.SIGKILL)
+        server.process.wait()
+        psutil.wait_procs(tree, timeout=20)
+    again = start_server(server.data_dir, port, config)
     try:
         result = Programs(again, tmp_path).python(f"tell(fal_client.result('fal-ai/svd', '{request_id}'))")
     finally:

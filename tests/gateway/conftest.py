@@ -22,6 +22,7 @@ from deployments.queue.request import InferenceRequest, NewRequest
 from deployments.queue.store import BatchLimits, Outcome, RequestStore
 from deployments.settings import AppArgs
 from deployments.storage import FileStorage
+from deployments.web import Reach
 
 CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
 KEY = "id:secret"
@@ -130,14 +131,17 @@ async def open_gateway(
             raise not_ready
         return not_ready
 
-    app = create_api(endpoints, open_store, storage, KEY, URL, readiness, **options)
+    in_house = {"webhook_reach": Reach(allow_private=True)}  # the receivers of tests are on this machine
+    app = create_api(endpoints, open_store, storage, KEY, URL, readiness, **(in_house | options))
     transport = PatientTransport(app, raise_app_exceptions=False)
     headers = {"authorization": f"Key {KEY}"}
     async with lifespan(app), httpx.AsyncClient(transport=transport, base_url=URL, headers=headers) as client:
         yield Gateway(app, client, store, storage)
 
 
-async def messages(app: ASGIApp, path: str, query: str = "", method: str = "GET") -> AsyncIterator[Message]:
+async def messages(
+    app: ASGIApp, path: str, query: str = "", method: str = "GET", key: str = KEY
+) -> AsyncIterator[Message]:
     """What the application sends for one request, as it sends it. The path goes in as it is."""
     scope = {
         "type": "http",
@@ -149,7 +153,7 @@ async def messages(app: ASGIApp, path: str, query: str = "", method: str = "GET"
         "raw_path": path.encode(),
         "query_string": query.encode(),
         "root_path": "",
-        "headers": [(b"host", b"127.0.0.1:8000"), (b"authorization", f"Key {KEY}".encode())],
+        "headers": [(b"host", b"127.0.0.1:8000"), (b"authorization", f"Key {key}".encode())],
         "client": ("127.0.0.1", 50000),
         "server": ("127.0.0.1", 8000),
     }
@@ -175,9 +179,9 @@ async def messages(app: ASGIApp, path: str, query: str = "", method: str = "GET"
         await asyncio.gather(serving, return_exceptions=True)
 
 
-async def sse(app: ASGIApp, path: str, query: str = "") -> AsyncIterator[dict[str, Any]]:
+async def sse(app: ASGIApp, path: str, query: str = "", key: str = KEY) -> AsyncIterator[dict[str, Any]]:
     """The server-sent events of one request, as they come."""
-    async with aclosing(messages(app, path, query)) as sent:
+    async with aclosing(messages(app, path, query, key=key)) as sent:
         async for message in sent:
             for line in message.get("body", b"").decode().splitlines():
                 if line.startswith("data: "):

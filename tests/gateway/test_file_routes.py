@@ -198,7 +198,7 @@ async def test_only_media_are_shown_by_a_browser(
     assert reply.headers["content-type"].split(";")[0] == content_type
     assert reply.headers.get("content-disposition") == (None if played else f"attachment; filename*=UTF-8''{name}")
     assert reply.headers["x-content-type-options"] == "nosniff"
-    assert reply.headers["content-security-policy"] == "sandbox"
+    assert reply.headers["content-security-policy"].endswith("; sandbox")
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ async def test_an_encoded_path_leads_out_of_the_directory_for_nobody(gateway: Ga
     assert "secret" not in reply.text
 
 
-@pytest.mark.parametrize(("method", "status"), [("POST", 404), ("PUT", 401), ("DELETE", 405)])
+@pytest.mark.parametrize(("method", "status"), [("POST", 405), ("PUT", 401), ("DELETE", 405)])
 async def test_files_cannot_be_written_without_the_token_of_an_upload(
     gateway: Gateway, method: str, status: int
 ) -> None:

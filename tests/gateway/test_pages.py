@@ -77,6 +77,13 @@ async def test_a_page_needs_nothing_but_what_is_served_beside_it(gateway: Gatewa
         assert (reply.status_code, content_type in reply.headers["content-type"]) == (200, True)
 
 
+async def test_a_browser_that_shows_a_file_in_a_sandbox_may_have_the_icon(gateway: Gateway) -> None:
+    reply = await gateway.client.get("/favicon.ico", headers={"authorization": ""})
+    assert (reply.status_code, reply.headers["content-type"]) == (200, "image/svg+xml")
+    assert reply.headers["cross-origin-resource-policy"] == "cross-origin"
+    assert reply.headers["x-content-type-options"] == "nosniff"
+
+
 async def test_nothing_in_a_schema_or_title_becomes_part_of_the_page(store: RequestStore, storage: FileStorage) -> None:
     endpoints: dict[str, Endpoint] = {"fal-ai/hostile": Hostile("fal-ai/hostile", VideoConfig(weights="none"))}
     async with open_gateway(store, storage, endpoints) as gateway:

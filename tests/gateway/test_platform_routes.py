@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -10,8 +11,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from deployments.gateway.charges import charge
 from deployments.models.base import Endpoint
+from deployments.models.charges import charge
 from deployments.models.svd import SVD as SVDEndpoint
 from deployments.queue.files import Files, Lifecycle
 from deployments.queue.keys import Keys, Scope
@@ -203,9 +204,10 @@ async def test_an_estimate_that_cannot_be_made_is_refused(
 
 
 async def test_usage_is_units_times_price(gateway: Gateway) -> None:
+    key_id, mine = await key_of(gateway)
     for endpoint, gpu_seconds in ((STABLE_VIDEO, 2.5), (STABLE_VIDEO, 2.5), (STABLE_VIDEO, 9), (SVD, 1.25), (FAST, 1)):
-        await ended(gateway.store, NOON, endpoint=endpoint, gpu_seconds=gpu_seconds)
-    answer = await get(gateway, "models/usage", **DAY, expand="time_series,summary")
+        await ended(gateway.store, NOON, endpoint=endpoint, gpu_seconds=gpu_seconds, key_id=key_id)
+    answer = await get(gateway, "models/usage", mine, **DAY, expand="time_series,summary")
 
     usd = {"currency": "USD"}
     lines = [
@@ -364,11 +366,11 @@ async def test_analytics_count_requests_where_nothing_else_is_asked_for(gateway:
 
 
 async def test_billing_events_are_exact_and_add_up_to_the_usage(gateway: Gateway) -> None:
-    ids = [await ended(gateway.store, NOON + at, endpoint=STABLE_VIDEO) for at in range(3)]
+    key_id, mine = await key_of(gateway)
+    ids = [await ended(gateway.store, NOON + at, endpoint=STABLE_VIDEO, key_id=key_id) for at in range(3)]
     await ended(gateway.store, NOON, endpoint=FAST)
-    events = (await get(gateway, "models/billing-events", start="2025-06-01", endpoint_id=STABLE_VIDEO))[
-        "billing_events"
-    ]
+    asked = {"start": "2025-06-01", "endpoint_id": STABLE_VIDEO}
+    events = (await get(gateway, "models/billing-events", mine, **asked))["billing_events"]
 
     assert [event["request_id"] for event in events] == ids[::-1]
     assert events[-1] == {
@@ -413,10 +415,11 @@ async def test_history_is_paged_from_the_latest_end_on(gateway: Gateway) -> None
 
 
 async def test_an_item_tells_when_and_how_and_on_request_with_what(gateway: Gateway) -> None:
-    request_id = await gateway.submit()
+    _, mine = await key_of(gateway)
+    request_id = await gateway.submit(headers=mine)
     attempt = await gateway.claim()
     await gateway.finish(attempt)
-    (item,) = (await get(gateway, "models/requests/by-endpoint", endpoint_id=SVD))["items"]
+    (item,) = (await get(gateway, "models/requests/by-endpoint", mine, endpoint_id=SVD))["items"]
 
     assert set(item) == {"request_id", "endpoint_id", "started_at", "sent_at", "ended_at", "status_code", "duration"}
     assert (item["request_id"], item["endpoint_id"], item["status_code"]) == (request_id, SVD, 200)
@@ -504,6 +507,8 @@ async def test_a_key_sees_its_own_rows_and_an_administrator_everybodys(gateway: 
         ("GET", "/v1/keys"),
         ("POST", "/v1/keys"),
         ("DELETE", "/v1/keys/1"),
+        ("PATCH", "/v1/keys/1"),
+        ("POST", "/v1/keys/1/rotate"),
         ("GET", "/v1/serverless/metrics"),
         ("GET", f"/v1/serverless/apps/{SVD}/queue"),
     ],
@@ -609,7 +614,7 @@ async def test_an_unknown_request_has_no_payloads(gateway: Gateway, request_id: 
 async def test_a_key_is_made_used_listed_and_revoked(gateway: Gateway) -> None:
     reply = await gateway.client.post("/v1/keys", json={"alias": "  production "})
     made = reply.json()
-    assert (reply.status_code, set(made)) == (201, {"key_id", "key_secret", "key"})
+    assert (reply.status_code, set(made) >= {"key_id", "key_secret", "key"}) == (201, True)
     assert made["key"] == f"{made['key_id']}:{made['key_secret']}"
 
     headers = {"authorization": f"Key {made['key']}"}
@@ -635,6 +640,10 @@ async def test_only_an_administrator_deals_with_keys_and_metrics(gateway: Gatewa
         reply = await gateway.client.request(method, f"/v1/{path}", json={"alias": "x"}, headers=program)
         told(reply, 403, "authorization_error")
         assert (await gateway.client.request(method, f"/v1/{path}", json={"alias": "x"}, headers=admin)).is_success
+    for method, path in (("PATCH", "keys/1"), ("POST", "keys/1/rotate")):
+        reply = await gateway.client.request(method, f"/v1/{path}", json={}, headers=program)
+        told(reply, 403, "authorization_error")
+        told(await gateway.client.request(method, f"/v1/{path}", json={}, headers=admin), 404, "not_found")
 
 
 @pytest.mark.parametrize(
@@ -649,12 +658,173 @@ async def test_only_an_administrator_deals_with_keys_and_metrics(gateway: Gatewa
         b'{"alias": "\\u0000"}',
         b'{"alias": "a", "scope": "GOD"}',
         b'{"alias": "' + b"a" * 256 + b'"}',
+        b'{"alias": "a", "expires_at": "2001-01-01T00:00:00Z"}',
+        b'{"alias": "a", "expires_at": "2099-01-01T00:00:00"}',
+        b'{"alias": "a", "expires_at": "9999-12-31T23:59:59-12:00"}',
+        b'{"alias": "a", "expires_at": 1e300}',
+        b'{"alias": "a", "expires_at": "soon"}',
+        b'{"alias": "a", "limits": null}',
+        b'{"alias": "a", "limits": {"max_waiting": 0}}',
+        b'{"alias": "a", "limits": {"max_waiting": 1e300}}',
+        b'{"alias": "a", "limits": {"requests_per_second": -1}}',
+        b'{"alias": "a", "limits": {"usd_per_day": "much"}}',
+        b'{"alias": "a", "limits": {"usd_per_week": 1}}',
+        b'{"alias": "a", "limit": {"usd_per_day": 1}}',
+        b'{"alias": "a", "expires": "2099-01-01T00:00:00Z"}',
         b"{",
     ],
 )
-async def test_a_key_without_a_proper_name_is_refused(gateway: Gateway, body: bytes) -> None:
+async def test_a_key_without_a_proper_name_end_or_limit_is_refused(gateway: Gateway, body: bytes) -> None:
     told(await gateway.client.post("/v1/keys", content=body), 400, "validation_error")
     assert (await get(gateway, "keys"))["keys"] == []
+
+
+NO_LIMITS = dict.fromkeys(("requests_per_second", "max_waiting", "max_running", "usd_per_day", "upload_bytes_per_day"))
+
+
+async def new_key(gateway: Gateway, **more: Any) -> Any:
+    """A key as the answer tells it that has made it."""
+    reply = await gateway.client.post("/v1/keys", json={"alias": "program"} | more)
+    assert reply.status_code == 201, reply.text
+    return reply.json()
+
+
+async def works(gateway: Gateway, key: str) -> bool:
+    reply = await gateway.client.get("/v1/models/pricing", headers={"authorization": f"Key {key}"})
+    assert reply.status_code in (200, 401)
+    return reply.status_code == 200
+
+
+async def test_a_keys_end_and_limits_are_told_wherever_it_is(gateway: Gateway) -> None:
+    plain = await new_key(gateway)
+    made = await new_key(
+        gateway, expires_at="2099-01-01T01:00:00+01:00", limits={"max_waiting": 3, "usd_per_day": None}
+    )
+    listed = (await get(gateway, "keys"))["keys"]
+
+    assert [(key["expires_at"], key["limits"], key["last_used_at"]) for key in listed] == [
+        (None, NO_LIMITS, None),
+        ("2099-01-01T00:00:00.000Z", NO_LIMITS | {"max_waiting": 3}, None),
+    ]
+    for key, told_of_it in zip((plain, made), listed, strict=True):
+        assert {name: key[name] for name in told_of_it} == told_of_it
+
+
+async def test_a_name_and_limits_are_changed_where_they_are_named(gateway: Gateway) -> None:
+    made = await new_key(gateway, limits={"max_waiting": 3, "max_running": 1})
+    path = f"/v1/keys/{made['key_id']}"
+
+    reply = await gateway.client.patch(path, json={"limits": {"max_waiting": None, "usd_per_day": 2.5}})
+    assert reply.status_code == 200
+    assert reply.json()["limits"] == NO_LIMITS | {"max_running": 1, "usd_per_day": 2.5}
+    reply = await gateway.client.patch(path, json={"alias": " other "})
+    (listed,) = (await get(gateway, "keys"))["keys"]
+    assert listed == reply.json()
+    assert (listed["alias"], listed["limits"]["usd_per_day"]) == ("other", 2.5)
+    assert await works(gateway, made["key"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"alias": ""}',
+        b'{"limit": {"max_waiting": 1}}',
+        b'{"limits": {"max_wating": 1}}',
+        b'{"limits": {"max_waiting": -1}}',
+        b'{"scope": "ADMIN"}',
+        b'{"expires_at": null}',
+    ],
+)
+async def test_a_change_that_makes_no_sense_changes_nothing(gateway: Gateway, body: bytes) -> None:
+    made = await new_key(gateway, limits={"max_waiting": 3})
+    before = await get(gateway, "keys")
+
+    told(await gateway.client.patch(f"/v1/keys/{made['key_id']}", content=body), 400, "validation_error")
+    assert await get(gateway, "keys") == before
+
+
+@pytest.mark.parametrize("body", [None, {}, {"keep_seconds": 60}])
+async def test_a_key_gets_another_secret_and_keeps_the_former_one_for_a_while(gateway: Gateway, body: Any) -> None:
+    made = await new_key(gateway, limits={"max_waiting": 3})
+    path = f"/v1/keys/{made['key_id']}/rotate"
+    reply = await (gateway.client.post(path) if body is None else gateway.client.post(path, json=body))
+    rotated = reply.json()
+
+    assert (reply.status_code, rotated["key_id"], rotated["limits"]) == (200, made["key_id"], made["limits"])
+    assert rotated["key"] == f"{made['key_id']}:{rotated['key_secret']}" != made["key"]
+    left = datetime.fromisoformat(rotated["former_until"]).timestamp() - time.time()
+    assert left == pytest.approx(60 if body else 24 * 3600, abs=30)
+    assert [await works(gateway, key) for key in (made["key"], rotated["key"])] == [True, True]
+    listed = await get(gateway, "keys")
+    assert made["key_secret"] not in str(listed) and rotated["key_secret"] not in str(listed)
+
+
+async def test_a_former_secret_that_is_to_end_at_once_does(gateway: Gateway) -> None:
+    made = await new_key(gateway)
+    assert await works(gateway, made["key"])
+    reply = await gateway.client.post(f"/v1/keys/{made['key_id']}/rotate", json={"keep_seconds": 0})
+
+    assert reply.json()["former_until"] is None
+    assert [await works(gateway, key) for key in (made["key"], reply.json()["key"])] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "body", [b"[]", b"{", b'{"keep_seconds": -1}', b'{"keep_seconds": 1e300}', b'{"keep_secs": 0}', b"null"]
+)
+async def test_a_rotation_that_makes_no_sense_changes_nothing(gateway: Gateway, body: bytes) -> None:
+    made = await new_key(gateway)
+
+    told(await gateway.client.post(f"/v1/keys/{made['key_id']}/rotate", content=body), 400, "validation_error")
+    assert await works(gateway, made["key"])
+
+
+@pytest.mark.parametrize("key_id", ["nobody", "%F0%9F%94%91", "' OR '1'='1", "%25", "a" * 10_000])
+async def test_an_unknown_key_is_neither_changed_nor_rotated(gateway: Gateway, key_id: str) -> None:
+    made = await new_key(gateway)
+
+    message = "There is no valid key with this id"
+    assert told(await gateway.client.patch(f"/v1/keys/{key_id}", json={}), 404, "not_found") == message
+    assert told(await gateway.client.post(f"/v1/keys/{key_id}/rotate"), 404, "not_found") == message
+    assert (await gateway.client.delete(f"/v1/keys/{key_id}")).status_code == 204
+    assert await works(gateway, made["key"])
+
+
+async def test_the_key_of_the_environment_is_changed_there(gateway: Gateway) -> None:
+    for method, path in (("PATCH", "/v1/keys/id"), ("POST", "/v1/keys/id/rotate"), ("DELETE", "/v1/keys/id")):
+        options = {} if method == "DELETE" else {"json": {}}
+        assert "SVD_ADMIN_KEY" in told(await gateway.client.request(method, path, **options), 400, "validation_error")
+    assert await works(gateway, "id:secret")
+
+
+async def test_what_is_done_to_a_key_is_a_line_of_the_audit_log_without_a_secret(
+    gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "svd_serve.audit")
+    admin = await new_key(gateway, alias="boss\n", scope="ADMIN")
+    by_admin = {"authorization": f"Key {admin['key']}"}
+    made = (await gateway.client.post("/v1/keys", json={"alias": "a"}, headers=by_admin)).json()
+    path = f"/v1/keys/{made['key_id']}"
+    rotated = (await gateway.client.post(f"{path}/rotate", headers=by_admin)).json()
+    await gateway.client.patch(path, json={"alias": "b", "limits": {"max_waiting": 3}}, headers=by_admin)
+    for _ in range(2):
+        await gateway.client.delete(path, headers=by_admin)
+    await gateway.client.patch("/v1/keys/nobody", json={}, headers=by_admin)
+    await get(gateway, "keys")
+
+    lines = [record.getMessage() for record in caplog.records if record.name == "svd_serve.audit"]
+    who, whom = f"key {admin['key_id']}", f"key {made['key_id']}"
+    assert lines == [
+        f"key id: create key {admin['key_id']}, scope=ADMIN",
+        f"{who}: create {whom}, scope=API",
+        f"{who}: rotate {whom}, scope=API",
+        f"{who}: change {whom}, max_waiting=3, alias=another",
+        f"{who}: revoke {whom}",
+    ]
+    for key in (admin, made, rotated):
+        assert key["key_secret"] not in caplog.text
 
 
 async def test_keys_come_in_pages(gateway: Gateway) -> None:

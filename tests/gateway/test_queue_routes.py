@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from deployments.gateway.submission import MAX_BODY_BYTES
+from deployments.gateway.bodies import MOST_BYTES
 from deployments.models.svd import SVD as SVDEndpoint
 from deployments.models.svd import SVDConfig
 from deployments.queue.request import LogLine, Priority
@@ -140,6 +140,8 @@ async def test_an_empty_body_is_missing(gateway: Gateway, body: bytes) -> None:
         pytest.param(b'{"image_url": "x", "cond_aug": NaN}', id="NaN"),
         pytest.param(b'{"image_url": "x", "cond_aug": -Infinity}', id="Infinity"),
         pytest.param(b'{"image_url": "x", "steps": ' + b"9" * 5000 + b"}", id="5000 digits"),
+        pytest.param(json.dumps({**INPUT, "a": [[]] * 50_001}).encode(), id="100,001 commas and brackets in lists"),
+        pytest.param(json.dumps({**INPUT, "a": [{}] * 50_001}).encode(), id="100,001 commas and braces"),
     ],
 )
 async def test_malformed_json_is_refused_at_once(gateway: Gateway, body: bytes) -> None:
@@ -147,6 +149,13 @@ async def test_malformed_json_is_refused_at_once(gateway: Gateway, body: bytes) 
 
     assert (detail["type"], detail["loc"]) == ("json_invalid", ["body"])
     assert detail["url"] == "https://docs.fal.ai/errors#json_invalid"
+
+
+async def test_a_text_of_commas_is_a_text(gateway: Gateway) -> None:
+    await gateway.submit(TEXT_TO_VIDEO, json={"prompt": ",[{" * 300, "a": [0] * 80_000})
+    attempt = await gateway.claim("fal-ai--fast-svd-lcm")
+
+    assert json.loads(attempt.input)["prompt"] == ",[{" * 300
 
 
 @pytest.mark.parametrize(
@@ -226,7 +235,7 @@ async def test_an_unsupported_feature_fails_on_the_result(store: RequestStore, s
 
 
 async def test_a_long_invalid_input_fails_as_a_short_one_does(gateway: Gateway) -> None:
-    request_id = await gateway.submit(json={"image_url": "x" * 1_000_000, "steps": 0})
+    request_id = await gateway.submit(json={"image_url": "data:image/png;base64," + "A" * 1_000_000, "steps": 0})
 
     [detail] = (await gateway.client.get(f"/queue/{SVD}/requests/{request_id}")).json()["detail"]
     assert (detail["loc"], detail["type"]) == (["body", "steps"], "greater_than_equal")
@@ -238,13 +247,13 @@ async def test_a_body_beyond_the_limit_is_refused_before_it_has_all_been_read(ga
 
     async def pour() -> AsyncIterator[bytes]:
         nonlocal sent
-        while sent < 10 * MAX_BODY_BYTES:
+        while sent < 10 * MOST_BYTES:
             yield bytes(2**20)
             sent += 2**20
 
     reply = await gateway.client.post(path, content=pour())
     assert (reply.status_code, reply.json()["error_type"]) == (413, "bad_request")
-    assert sent < 2 * MAX_BODY_BYTES
+    assert sent < 2 * MOST_BYTES
     assert await gateway.waiting() == 0
 
 
@@ -431,7 +440,7 @@ async def test_a_request_is_unknown_under_a_sibling_of_its_endpoint(gateway: Gat
     await expect_not_found(gateway, TEXT_TO_VIDEO, await gateway.submit(FAST))
 
 
-@pytest.mark.parametrize("id", ["1", "not-a-uuid", "x" * 10_000, "%00", "%2e%2e", "'; drop table requests; --", "é"])
+@pytest.mark.parametrize("id", ["1", "not-a-uuid", "x" * 10_000, "%2e%2e", "'; drop table requests; --", "é"])
 async def test_a_malformed_id_is_not_found(gateway: Gateway, id: str) -> None:
     await expect_not_found(gateway, SVD, id)
 

@@ -133,6 +133,7 @@ async def test_large_inputs_that_wait_are_bounded_in_bytes(gateway: Gateway, mon
 
 
 HOSTILE = [{"a": b"\xff"}, {"a": float("nan")}, {"a": msgpack.Timestamp(1)}, {"request_id": b"x"}]
+MANY = [{"a": [0] * 1001}, {"a": [[]] * 999}, {"a": [{"b": 0}] * 600}, {"a": [[0] * 400] * 3}]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,8 @@ HOSTILE = [{"a": b"\xff"}, {"a": float("nan")}, {"a": msgpack.Timestamp(1)}, {"r
         {"text": "{"},
         {"text": "5"},
         {"text": '{"image_url": "\\ud800"}'},
-        *({"bytes": msgpack.packb({**INPUT, **more})} for more in HOSTILE),
+        *({"bytes": msgpack.packb({**INPUT, **more})} for more in HOSTILE + MANY),
+        {"text": json.dumps({**INPUT, "a": [[]] * 50_001})},
     ],
 )
 async def test_a_frame_that_is_no_map_is_an_error_and_the_next_is_served(
@@ -157,6 +159,15 @@ async def test_a_frame_that_is_no_map_is_an_error_and_the_next_is_served(
         socket.send(INPUT)
         await gateway.finish(await gateway.claim())
         assert await socket.frame() == OUTPUT
+
+
+async def test_some_values_more_than_an_input_has_are_passed_over(gateway: Gateway) -> None:
+    async with connect(gateway) as socket:
+        await accepted(socket)
+        for text in (False, True):
+            socket.send({**INPUT, "a": [[0] * 90] * 10}, text)
+            await gateway.finish(await gateway.claim())
+            assert await socket.frame() == OUTPUT
 
 
 async def test_a_bad_input_is_a_text_frame_that_names_it(gateway: Gateway) -> None:
@@ -245,3 +256,41 @@ async def test_a_key_that_is_revoked_sends_no_more_inputs(gateway: Gateway) -> N
         socket.send(INPUT)
         assert (await socket.frame())["error"] == "UNAUTHORIZED"
     assert await gateway.waiting() == 0
+
+
+async def test_a_frame_is_not_read_before_its_caller_may_send_it(gateway: Gateway) -> None:
+    limits = {"requests_per_second": 0.001}
+    made = (await gateway.client.post("/v1/keys", json={"alias": "slow", "limits": limits})).json()
+    async with connect(gateway, key=made["key"]) as socket:
+        await accepted(socket)
+        errors = []
+        for _ in range(2):
+            socket.to_app.put_nowait({"type": "websocket.receive", "bytes": b"\xc1"})
+            errors.append((await socket.frame())["error"])
+        await gateway.client.delete(f"/v1/keys/{made['key_id']}")
+        socket.to_app.put_nowait({"type": "websocket.receive", "bytes": b"\xc1"})
+        errors.append((await socket.frame())["error"])
+    assert errors == ["BAD_REQUEST", "RATE_LIMITED", "UNAUTHORIZED"]
+
+
+async def test_a_secret_that_works_no_more_sends_no_more_inputs(gateway: Gateway) -> None:
+    made = (await gateway.client.post("/v1/keys", json={"alias": "leaked"})).json()
+    mine = {"authorization": f"Key {made['key']}"}
+    token = (await gateway.client.post("/tokens/", json={"allowed_apps": [SVD]}, headers=mine)).json()
+    async with (
+        connect(gateway, key=made["key"]) as by_key,
+        connect(gateway, key=None, query=f"fal_jwt_token={token}") as by_token,
+    ):
+        for socket in (by_key, by_token):
+            await accepted(socket)
+        await gateway.client.post(f"/v1/keys/{made['key_id']}/rotate", json={"keep_seconds": 3600})
+        by_key.send(INPUT)
+        await gateway.finish(await gateway.claim())
+        assert await by_key.frame() == OUTPUT
+
+        await gateway.client.post(f"/v1/keys/{made['key_id']}/rotate", json={"keep_seconds": 0})
+        by_key.send(INPUT)
+        assert (await by_key.frame())["error"] == "UNAUTHORIZED"
+        by_token.send(INPUT)
+        await gateway.finish(await gateway.claim())
+        assert await by_token.frame() == OUTPUT

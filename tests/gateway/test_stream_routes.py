@@ -111,6 +111,32 @@ async def test_a_token_in_the_url_is_enough_for_its_app_alone(gateway: Gateway) 
         assert events_of(await asked)[-1] == OUTPUT
 
 
+@pytest.mark.parametrize("path", [STREAM, f"/{SVD}"])
+async def test_what_says_how_a_get_is_served_is_no_input(gateway: Gateway, path: str) -> None:
+    said = {"fal_jwt_token": "swordfish", "previews": "1", "fal_webhook": "x", "fal_max_queue_length": "1"}
+    if path == STREAM:
+        said["fal_jwt_token"] = (await gateway.client.post("/tokens/", json={"allowed_apps": [SVD]})).json()
+    reply = await gateway.client.get(path, params=said | {"steps": "3"}, headers={"accept": "application/json"})
+    assert (reply.status_code, reply.json()["detail"][0]["input"]) == (422, {"steps": "3"})
+
+    kept = await gateway.client.get("/v1/models/requests/search?expand=payloads")
+    (item,) = kept.json()["items"]
+    assert item["json_input"] == {"steps": "3"}
+
+
+async def test_a_stream_is_the_same_with_another_token(gateway: Gateway) -> None:
+    ids = []
+    for seconds in (60, 90):
+        token = (
+            await gateway.client.post("/tokens/", json={"allowed_apps": [SVD], "token_expiration": seconds})
+        ).json()
+        headers = {"idempotency-key": "one", "accept": "application/json"}
+        reply = await gateway.client.get(STREAM, params={"fal_jwt_token": token}, headers=headers)
+        ids.append(reply.headers["x-fal-request-id"])
+        assert reply.json()["detail"][0]["type"] == "missing"
+    assert ids[0] == ids[1]
+
+
 async def test_a_stream_of_an_unknown_endpoint_is_not_found(gateway: Gateway) -> None:
     assert (await gateway.client.post("/fal-ai/flux/stream", json=INPUT)).status_code == 404
 

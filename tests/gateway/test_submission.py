@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import select
 
+from deployments.errors import FileDownloadError
 from deployments.gateway.auth import Authenticator
 from deployments.gateway.submission import MAX_KEPT_BYTES
 from deployments.gateway.tokens import Tokens
+from deployments.inference.fetch import FileSource
 from deployments.models.messages import StoredFile
 from deployments.queue.files import Files, Lifecycle
 from deployments.queue.keys import Keys
@@ -54,8 +57,21 @@ async def test_a_second_submit_with_an_idempotency_key_is_the_first_request(gate
 async def test_an_idempotency_key_belongs_to_one_endpoint(gateway: Gateway) -> None:
     await submit(gateway, idempotency_key="abc")
     reply = await gateway.client.post(f"/queue/{FAST}", json=INPUT, headers={"idempotency-key": "abc"})
-    assert (reply.status_code, reply.json()["error_type"]) == (400, "bad_request")
+    assert (reply.status_code, reply.json()["error_type"]) == (422, "bad_request")
     assert SVD in reply.json()["detail"]
+
+
+async def test_an_idempotency_key_belongs_to_one_input(gateway: Gateway) -> None:
+    first = (await submit(gateway, idempotency_key="abc")).json()["request_id"]
+    written_otherwise = json.dumps(INPUT, indent=2).encode()
+    other = {**INPUT, "steps": 3}
+    path, headers = f"/queue/{SVD}", {"idempotency-key": "abc"}
+    again = await gateway.client.post(path, content=written_otherwise, headers=headers)
+    refused = [await gateway.client.post(where, json=other, headers=headers) for where in (path, f"/{SVD}")]
+
+    assert again.json()["request_id"] == first
+    assert [(reply.status_code, reply.json()["error_type"]) for reply in refused] == [(422, "bad_request")] * 2
+    assert await gateway.waiting() == 1
 
 
 async def test_many_submits_at_once_with_one_key_are_one_request(gateway: Gateway) -> None:
@@ -154,6 +170,54 @@ async def test_a_file_that_its_owner_keeps_is_no_input_for_another_key(gateway: 
     mine = {"image_url": INPUT["image_url"], "mask_image_url": f"{URL}/files/b/0123/mine.png"}
     assert (await gateway.client.post(f"/queue/{SVD}", json=mine)).status_code == 200
     assert await gateway.waiting() == 2
+
+
+HIDDEN = "b/0123456789abcdef0123456789abcdef/secret.png"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"{URL}/files/{HIDDEN}",
+        f"HTTP://127.0.0.1:8000/files/{HIDDEN}",
+        f"{URL}/%66iles/{HIDDEN}",
+        f"{URL}/files/{HIDDEN.replace('/', '%2F')}",
+        f"{URL}/files/{HIDDEN.replace('secret', '%73ecret')}",
+        f"{URL}/files/{HIDDEN.replace('0123', '%30123')}#",
+        f"{URL}/files/{HIDDEN}?",
+        f"{URL}/files/{HIDDEN}?token=",
+        f"{URL}/files/{HIDDEN}?token=1&token=2",
+        f"{URL}/files/./{HIDDEN}",
+        f"{URL}/files/x/../{HIDDEN}",
+        f"{URL}/x/../files/{HIDDEN}",
+        f"{URL}//files/{HIDDEN}",
+        f"{URL}/files//{HIDDEN}",
+        f"{URL}/files/%2e/{HIDDEN}",
+        f"{URL}/files/x%2f..%2f{HIDDEN}",
+        f"{URL}/files/{HIDDEN}/",
+        f"{URL}/files/{HIDDEN}%00",
+        f"{URL}\\files\\{HIDDEN}",
+        f" {URL}/files/{HIDDEN}",
+        f"{URL}/files/{HIDDEN} ",
+        f"{URL}/files/{HIDDEN}\n",
+        f"{URL}/fi\tles/{HIDDEN}",
+        f"http://user@127.0.0.1:8000/files/{HIDDEN}",
+        f"https://v3.fal.media/files/{HIDDEN}",
+        f"HTTPS://V3B.FAL.MEDIA:443/files/{HIDDEN}",
+        f"http://fal.media./files/{HIDDEN}",
+    ],
+)
+async def test_no_spelling_leads_to_a_file_that_its_owner_keeps(gateway: Gateway, tmp_path: Path, url: str) -> None:
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    await gateway.storage.put(tmp_path / "secret.png", HIDDEN)
+    hidden = Lifecycle.parse('{"initial_acl": {"default": "hide"}}')
+    await add_file(gateway.store.database, HIDDEN, "somebody-else", "image/png", 6, hidden)
+
+    await gateway.client.post(f"/queue/{SVD}", json={"image_url": url})
+    if await gateway.waiting():  # the gateway takes it for no file of ours, and so must a replica
+        given = json.loads((await gateway.claim()).input)["image_url"]
+        with pytest.raises(FileDownloadError):
+            await FileSource(gateway.storage).get(given, ("body", "image_url"), 100)
 
 
 async def test_a_signed_url_is_an_input_for_any_key(gateway: Gateway) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from deployments.gateway import timeframes
 from deployments.gateway.timeframes import MAX_BUCKETS, Timeframe, Window, automatic, known_zones, utc
 
 HOUR = 3600.0
@@ -50,6 +51,24 @@ def test_a_day_has_the_hours_that_it_has_there(timezone: str, start: str, end: s
 def test_an_hour_is_one_of_the_clock_on_the_wall(timezone: str, day: str, labels: list[str]) -> None:
     found, _ = buckets(timezone=timezone, start=f"{day}T01:00", end=f"{day}T04:00", timeframe="hour")
     assert found == [f"{day}T{label}" for label in labels]
+
+
+@pytest.mark.parametrize(
+    ("timeframe", "start"),
+    [("month", "1971-01-01"), ("week", "1999-01-01"), ("day", "2022-01-01"), ("hour", "2025-11-01")],
+)
+def test_to_find_the_buckets_of_a_long_window_takes_no_time(
+    timeframe: str, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    floor = timeframes._floor
+    monkeypatch.setattr(timeframes, "_floor", lambda at, *rest: asked.append(at) or floor(at, *rest))  # type: ignore[func-returns-value]
+    window = Window.model_validate(
+        {"timeframe": timeframe, "start": start, "end": "2026-01-01", "timezone": "Europe/Berlin"}
+    )
+
+    assert len(asked) == 0 and len(window.edges(NOW)) > 600
+    assert len(asked) < 14 * MAX_BUCKETS  # as many questions as a bucket has quarters of an hour were once asked
 
 
 def test_months_are_those_of_the_calendar() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from deployments.errors import Unavailable
 from deployments.gateway import upload_routes
+from deployments.gateway.sample import SAMPLE_KEY
 from deployments.gateway.upload_routes import LONGEST_NAME_BYTES, clean_name, media_type
 from deployments.queue.files import Files
 from deployments.queue.keys import Keys
@@ -39,11 +40,12 @@ def stored(tmp_path: Path) -> Path:
 
 
 async def files_in(folder: Path) -> list[str]:
-    """The files of the storage, once no draft is left: a draft that was dropped takes a moment to go."""
+    """The files that callers have stored, once no draft is left: a draft that was dropped takes a moment to go."""
     async with asyncio.timeout(10):
         while any("#" in path.name for path in folder.rglob("*")):
             await asyncio.sleep(0.01)
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return sorted(files - {SAMPLE_KEY})
 
 
 async def rows_of(gateway: Gateway) -> int:
@@ -114,6 +116,8 @@ async def test_the_bytes_of_two_uploads_do_not_meet(gateway: Gateway) -> None:
         ("text/html", "text/html"),
         ("image/svg+xml", "image/svg+xml"),
         ("application/javascript", "application/javascript"),
+        ("video/x+xml", "video/x+xml"),  # a page to a browser, with scripts
+        ("image/png+xml; charset=utf-8", "image/png+xml; charset=utf-8"),
         ("video", "application/octet-stream"),
         ("video/mp4\x7f", "application/octet-stream"),
     ],
@@ -126,7 +130,7 @@ async def test_what_is_no_media_is_never_shown(gateway: Gateway, said: str, serv
     assert got.headers["content-type"] == served
     assert got.headers["content-disposition"].startswith("attachment")
     assert got.headers["x-content-type-options"] == "nosniff"
-    assert got.headers["content-security-policy"] == "sandbox"
+    assert got.headers["content-security-policy"].endswith("; sandbox")
 
 
 @pytest.mark.parametrize(
@@ -360,16 +364,6 @@ async def test_a_writer_that_cannot_say_that_it_goes_on_ends(
     monkeypatch.setattr(Files, "claim", away)
     assert (await first).status_code == 503
     assert await files_in(stored) == []
-
-
-async def test_a_caller_who_falls_silent_has_gone_away(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    upload_url, file_url = await initiate(gateway)
-    with monkeypatch.context() as patch:
-        patch.setattr(upload_routes, "SILENT_SECONDS", 0.2)
-        _, first = await upload_slowly(gateway, upload_url)
-        assert (await first).status_code == 499
-    assert (await gateway.client.put(upload_url, content=b"BBBB", headers=NOBODY)).status_code == 200
-    assert (await fetch(gateway, file_url)).content == b"BBBB"
 
 
 async def test_an_initiated_upload_keeps_its_lifecycle(gateway: Gateway) -> None:
@@ -686,7 +680,7 @@ async def test_a_full_disk_takes_no_upload_and_keeps_no_half(store: RequestStore
                 "detail": "The file storage is not available at the moment",
                 "error_type": "internal_error",
             }
-        assert await files_in(small_disk) == ["ballast"]
+        assert await files_in(small_disk / "files") == []
         assert (await fetch(gateway, signed["file_url"])).status_code == 404
         ballast.unlink()
         assert [reply.status_code for reply in await attempts()] == [200] * 3

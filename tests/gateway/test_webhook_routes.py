@@ -10,8 +10,11 @@ import pytest
 
 from deployments.queue.outbox import WEBHOOK_KEYS, Outbox, WebhookState
 from deployments.queue.secrets import Secrets
+from deployments.queue.store import RequestStore
 from deployments.queue.webhooks import Sender
-from tests.gateway.conftest import INPUT, OUTPUT, SVD, Gateway
+from deployments.storage import FileStorage
+from deployments.web import Place, Reach
+from tests.gateway.conftest import INPUT, OUTPUT, SVD, Gateway, open_gateway, served_endpoints
 from tests.receiver import Post, Receiver, run_receiver, verifies
 
 JWKS = "/.well-known/jwks.json"
@@ -26,7 +29,7 @@ def receiver() -> Iterator[Receiver]:
 @pytest.fixture
 async def sender(gateway: Gateway) -> AsyncIterator[Sender]:
     """A sender beside the gateway, as the dispatcher's process has one."""
-    sender = Sender(gateway.store.database, allow_private=True, poll_seconds=0.01)
+    sender = Sender(gateway.store.database, Reach(allow_private=True), poll_seconds=0.01)
     sender.start()
     yield sender
     await sender.stop()
@@ -142,18 +145,55 @@ async def test_a_cancel_is_told_too(gateway: Gateway, sender: Sender, receiver: 
         "http://[::1/",
         "http://256.256.256.256/",
         "http://xn--/",
-        "http://example.com/\x00",
+        "http://example.com/\x01",
         "http://user:password@example.com/",
-        "http://example.com/" + "a" * 4096,
+        "http://example.com/" + "a" * 8192,
+        "http://example.com/a b",
+        "http://a\\@example.com/",
+        "http://example.com:0/",
     ],
 )
 async def test_what_is_no_url_to_post_to_is_refused_before_anything_is_accepted(gateway: Gateway, url: str) -> None:
     reply = await gateway.client.post(f"/queue/{SVD}", params={"fal_webhook": url}, json=INPUT)
 
-    assert (reply.status_code, reply.json()["error_type"]) == (400, "bad_request")
-    assert "fal_webhook" in reply.json()["detail"]
-    assert "password" not in reply.text.replace("user name or password", "")
+    (detail,) = reply.json()["detail"]
+    assert (reply.status_code, detail["loc"], detail["type"]) == (422, ["query", "fal_webhook"], "value_error")
+    assert "input" not in detail and "user:password" not in reply.text
     assert await gateway.waiting() == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/",
+        "http://localhost:8080/",
+        "https://hook.localhost./",
+        "http://10.0.0.1/",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://[::1]/",
+        "http://[fd00:ec2::254]/",
+        "http://[::ffff:10.0.0.1]/",
+        "http://2130706433/",
+        "http://example.com:22/",
+    ],
+)
+async def test_an_address_that_nobody_may_call_is_refused_at_submit(
+    store: RequestStore, storage: FileStorage, url: str
+) -> None:
+    async with open_gateway(store, storage, served_endpoints(), webhook_reach=Reach()) as gateway:
+        reply = await gateway.client.post(f"/queue/{SVD}", params={"fal_webhook": url}, json=INPUT)
+        assert reply.status_code == 422
+        assert reply.json()["detail"][0]["loc"] == ["query", "fal_webhook"]
+        assert await gateway.waiting() == 0
+
+
+@pytest.mark.parametrize("url", ["http://10.0.0.1/", "http://localhost:9000/", "https://example.com/"])
+async def test_an_address_that_the_operator_allows_is_taken(
+    store: RequestStore, storage: FileStorage, url: str
+) -> None:
+    reach = Reach(allow=tuple(Place.parse(place) for place in ("10.0.0.0/24", "localhost:9000")))
+    async with open_gateway(store, storage, served_endpoints(), webhook_reach=reach) as gateway:
+        await gateway.submit(params={"fal_webhook": url})
 
 
 async def test_a_synchronous_run_takes_no_notice_of_a_webhook(gateway: Gateway) -> None:

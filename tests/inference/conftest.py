@@ -1,8 +1,7 @@
-"""Pictures as bytes, and a small web server on the loopback."""
+"""Pictures as bytes, processes that open them, and a small web server on the loopback."""
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,20 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
+from deployments.inference.decoder.pool import Decoder
 from deployments.storage import FileStorage
+from tests.inference.hostile import image_bytes as image_bytes
 
 URL = "http://127.0.0.1:8000"
 
 Respond = Callable[[BaseHTTPRequestHandler], None]
-
-
-def image_bytes(picture: Image.Image | None = None, format: str = "PNG", **options: Any) -> bytes:
-    """A picture as a file; a red one of 32x24 pixels unless told otherwise."""
-    buffer = io.BytesIO()
-    (picture or Image.new("RGB", (32, 24), "red")).save(buffer, format, **options)
-    return buffer.getvalue()
 
 
 @dataclass
@@ -105,6 +98,14 @@ def web() -> Iterator[WebServer]:
     """A web server on any port."""
     with run_web_server(0) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def decoder() -> Iterator[Decoder]:
+    """Processes that open what callers send, as a replica has them."""
+    decoder = Decoder()
+    yield decoder
+    decoder.close()
 
 
 @pytest.fixture

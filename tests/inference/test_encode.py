@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import errno
 import json
 import struct
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from deployments.inference.encode import EncodeError, encode_mp4, ffmpeg_binary
+from deployments.inference import encode as encode_module
+from deployments.inference.encode import EncodeError, command, encode_mp4, ffmpeg_binary
 from tests.conftest import need
 
 COLOURS = {
@@ -165,3 +168,64 @@ def test_frames_that_cannot_be_encoded_are_refused_in_ffmpegs_words(tmp_path: Pa
 def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(EncodeError, match="No such file"):
         encode_mp4(noise(), 10, tmp_path / "none" / "clip.mp4")
+
+
+# ---------------------------------------------------------------- what ffmpeg may do
+
+
+def test_ffmpeg_reads_raw_frames_from_a_pipe_and_nothing_else(tmp_path: Path) -> None:
+    line = command(112, 64, 10, tmp_path / "clip.mp4")
+
+    places = [index for index, word in enumerate(line) if word == "-i"]
+    assert [line[index + 1] for index in places] == ["pipe:"]
+    before, after = line[: places[0]], line[places[0] :]
+    assert before[before.index("-protocol_whitelist") + 1] == "pipe"
+    assert before[before.index("-f") + 1] == "rawvideo"
+    assert after[after.index("-protocol_whitelist") + 1] == "file"
+    assert f"file:{tmp_path}/clip.mp4" in after
+    assert "-nostdin" in line
+
+
+@pytest.mark.parametrize("binary", ["ffmpeg", "imageio"])
+def test_ffmpeg_opens_no_other_file_though_its_input_asks_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, binary: str
+) -> None:
+    """The walls hold by themselves, too: the same command, told to read a list that names a file."""
+    path = need("ffmpeg") if binary == "ffmpeg" else imageio_ffmpeg.get_ffmpeg_exe()
+    monkeypatch.setattr(encode_module, "ffmpeg_binary", lambda: path)
+    encode(noise(), tmp_path)
+    listing = f"ffconcat version 1.0\nfile file:{tmp_path}/clip.mp4\n".encode()
+    line = command(112, 64, 10, tmp_path / "stolen.mp4")
+    start = line.index("-f")
+    line[start : line.index("-i")] = ["-f", "concat", "-safe", "0", *line[line.index("-protocol_whitelist") :][:2]]
+
+    def run(line: list[str]) -> tuple[int, bytes]:
+        done = subprocess.run(line, input=listing, capture_output=True)
+        return done.returncode, done.stderr
+
+    status, said = run(line)
+    assert status and b"not on whitelist" in said
+    line[line.index("-protocol_whitelist") + 1] = "pipe,file"
+    assert run(line)[0] == 0, "without the wall it would be opened"
+
+
+def test_ffmpeg_is_told_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "ffmpeg"
+    program.write_text(f"#!/bin/sh\nenv > {tmp_path}/told\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(encode_module, "ffmpeg_binary", lambda: str(program))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    encode_mp4(noise(), 10, tmp_path / "clip.mp4")
+
+    told = {line.partition("=")[0] for line in (tmp_path / "told").read_text().splitlines()}
+    assert "PATH" in told
+    assert told <= {*encode_module.ENVIRONMENT, "PWD", "SHLVL", "_", "OLDPWD"}  # the shell's own
+
+
+@pytest.mark.parametrize("binary", ["ffmpeg", "imageio"])
+def test_a_full_disk_is_told_as_such(small_disk: Path, monkeypatch: pytest.MonkeyPatch, binary: str) -> None:
+    path = need("ffmpeg") if binary == "ffmpeg" else imageio_ffmpeg.get_ffmpeg_exe()
+    monkeypatch.setattr(encode_module, "ffmpeg_binary", lambda: path)
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        encode(noise(60, 320, 576), small_disk)
+    assert raised.value.errno == errno.ENOSPC

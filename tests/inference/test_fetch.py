@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
-from collections.abc import Iterator
+import re
+import tracemalloc
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 import pytest
 
@@ -20,6 +23,7 @@ from deployments.errors import (
 from deployments.inference import fetch
 from deployments.inference.fetch import FileSource
 from deployments.storage import FileStorage, Stat
+from deployments.web import Reach
 from tests.conftest import free_port
 from tests.inference.conftest import URL, WebServer, image_bytes, run_web_server
 
@@ -31,7 +35,7 @@ PNG = image_bytes()
 @pytest.fixture
 def files(storage: FileStorage) -> FileSource:
     """Fetches from anywhere, so that a test may serve on the loopback."""
-    return FileSource(storage, allow_private=True)
+    return FileSource(storage, Reach(allow_private=True))
 
 
 @pytest.fixture
@@ -117,6 +121,54 @@ async def test_a_data_uri_has_the_limit_of_any_file(public_files: FileSource) ->
     assert "input" not in error.body()["detail"][0]
 
 
+@pytest.mark.parametrize("head", ["data:,", "data:;base64,"])
+@pytest.mark.parametrize("part", ["%41", "%", "%4", "%%4", "é%20", "A ", "A", "%41A"])
+async def test_to_decode_takes_a_small_multiple_of_the_text(public_files: FileSource, head: str, part: str) -> None:
+    """Split at each sign of per cent, it would take a hundred times as much."""
+    uri = head + part * (2**20 // len(part))
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(ModelError):
+            await public_files.get(uri, LOC, MAX_BYTES)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * len(uri.encode())
+
+
+async def test_what_is_too_long_is_refused_before_all_of_it_is_decoded(
+    public_files: FileSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "_ESCAPES", escapes := CountedEscapes())
+    with pytest.raises(FileTooLarge):
+        await public_files.get("data:," + "%41" * 10 * fetch.PIECE, LOC, fetch.PIECE)
+    assert escapes.count <= 5
+
+
+class CountedEscapes:
+    """Counts the pieces of a text in which escapes are looked for."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._escapes = fetch._ESCAPES
+
+    def sub(self, replace: Callable[[re.Match[bytes]], bytes], piece: bytes) -> bytes:
+        self.count += 1
+        return self._escapes.sub(replace, piece)
+
+
+@pytest.mark.parametrize("piece", [3, 4, 5, 6, 7])
+async def test_wherever_a_piece_ends_a_text_means_the_same(
+    public_files: FileSource, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    monkeypatch.setattr(fetch, "PIECE", piece)
+    for text in ("%41%42%4", "a%41b%%41%", "%4%411%zz%e9é%C3%A9 x", "%25%34%31%2541", "%%%41", "ab%c"):
+        for before in range(8):
+            uri = "data:," + "x" * before + text
+            assert await public_files.get(uri, LOC, MAX_BYTES) == unquote_to_bytes(uri[6:])
+    assert await public_files.get("data:;base64,QU%4A%0a D", LOC, MAX_BYTES) == b"ABC"
+
+
 # ---------------------------------------------------------------- our own files
 
 
@@ -190,6 +242,13 @@ async def test_a_redirect_is_followed(files: FileSource, web: WebServer) -> None
     assert await files.get(web.serve("/moved", status=302, location="/cat"), LOC, MAX_BYTES) == PNG
 
 
+async def test_spaces_of_a_redirect_are_quoted_as_browsers_do(files: FileSource, web: WebServer) -> None:
+    web.serve("/a%20cat%20%20b.png?c=d%20e", PNG)
+
+    moved = web.serve("/moved", status=302, location="/a cat%20 b.png?c=d e ")
+    assert await files.get(moved, LOC, MAX_BYTES) == PNG
+
+
 @pytest.mark.parametrize("location", ["file:///etc/passwd", "/loop", "ftp://127.0.0.1/x", "http://["])
 async def test_a_redirect_leads_nowhere_else(files: FileSource, web: WebServer, location: str) -> None:
     await refuse(files, web.serve("/loop", status=302, location=location), FileDownloadError)
@@ -208,7 +267,11 @@ async def test_an_empty_answer_is_an_empty_file(files: FileSource, web: WebServe
 
 
 async def test_a_promise_of_more_bytes_than_come_is_a_failed_download(files: FileSource, web: WebServer) -> None:
-    await refuse(files, web.serve("/lie", PNG, content_length=str(10 * 2**30)), FileDownloadError)
+    await refuse(files, web.serve("/lie", PNG, content_length=str(len(PNG) + 1)), FileDownloadError)
+
+
+async def test_what_is_announced_as_too_large_is_not_read(files: FileSource, web: WebServer) -> None:
+    await refuse(files, web.serve("/lie", PNG, content_length=str(10 * 2**30)), FileTooLarge)
 
 
 async def test_a_promise_of_fewer_bytes_than_come_cuts_the_file(files: FileSource, web: WebServer) -> None:
@@ -388,7 +451,7 @@ async def test_a_url_with_a_password_is_refused_and_not_repeated(
     storage: FileStorage, honeypot: WebServer, allow_private: bool
 ) -> None:
     url = f"http://user:swordfish@127.0.0.1:{honeypot.port}/"
-    error = await refuse(FileSource(storage, allow_private), url, FileDownloadError)
+    error = await refuse(FileSource(storage, Reach(allow_private)), url, FileDownloadError)
 
     assert "swordfish" not in str(error.body())
     assert honeypot.asked == []

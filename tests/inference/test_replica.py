@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
 import io
+import itertools
 import json
+import pickle
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from ray.exceptions import RayActorError
 
 from deployments.errors import ImageTooSmall, RunnerServerError, StorageUnavailable, Unavailable
 from deployments.inference import device as device_module
+from deployments.inference import metering
 from deployments.inference import replica as replica_module
+from deployments.inference.decoder import process
+from deployments.inference.decoder.pool import Decoder
 from deployments.inference.fetch import FileSource
 from deployments.inference.replica import Paint, PictureReplica, VideoReplica
 from deployments.models.base import Clip, Endpoint, Keep, Size, VideoConfig, VideoInput, VideoModel
 from deployments.models.fast_svd_lcm import FastSVDLCM, FastSVDLCMInput
-from deployments.models.messages import Attempt, Begun, Dropped, Event, Failed, Finished, Progress
+from deployments.models.messages import Attempt, Begun, Dropped, Event, Failed, Finished, Hardware, Progress
 from deployments.models.svd import SVD
 from deployments.models.text_to_video import TextToVideo, TextToVideoConfig, TextToVideoInput
 from deployments.storage import File, FileStorage, Stat
 from tests.conftest import need
 from tests.inference.conftest import URL, image_bytes
+from tests.inference.hostile import countless_scans
 
 FAST, SVD_ID, TEXT = "fal-ai/fast-svd-lcm", "fal-ai/svd", "fal-ai/fast-svd-lcm/text-to-video"
 WIDE, TALL = Size(112, 64), Size(64, 112)
@@ -39,7 +49,7 @@ CONFIG = VideoConfig(weights="none", sizes=(WIDE, TALL))
 FRAMES = 3
 PATIENCE = 20.0
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.asyncio(loop_scope="session")]
 
 
 class DrawnModel(VideoModel):
@@ -154,18 +164,20 @@ def ask_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replica_module, "ASK_SECONDS", 0.01)
 
 
-def make_replica(model: VideoModel, storage: FileStorage, callers: Callers, paint: Paint = paint_wide) -> VideoReplica:
+def make_replica(
+    model: VideoModel, storage: FileStorage, callers: Callers, decoder: Decoder, paint: Paint = paint_wide
+) -> VideoReplica:
     endpoints: dict[str, Endpoint] = {
         FAST: FastSVDLCM(FAST, CONFIG),
         SVD_ID: SVD(SVD_ID, CONFIG),
         TEXT: text_endpoint(),
     }
-    return VideoReplica(model, endpoints, {TEXT: paint}, storage, FileSource(storage), callers.find_abandoned)
+    return VideoReplica(model, endpoints, {TEXT: paint}, storage, FileSource(storage), decoder, callers.find_abandoned)
 
 
 @pytest.fixture
-def replica(model: DrawnModel, storage: FileStorage, callers: Callers) -> VideoReplica:
-    return make_replica(model, storage, callers)
+def replica(model: DrawnModel, storage: FileStorage, callers: Callers, decoder: Decoder) -> VideoReplica:
+    return make_replica(model, storage, callers, decoder)
 
 
 async def run(replica: VideoReplica, *attempts: Attempt) -> list[Event]:
@@ -248,12 +260,12 @@ async def test_progress_is_told_after_each_step(replica: VideoReplica) -> None:
 
     told = [event for event in events if isinstance(event, Progress)]
     assert told == [Progress(("a", "b"), f"Step {step}/3", step / 3) for step in (1, 2, 3)]
-    begun = [Begun(("a", "b")), Begun(("a", "b"), on_device=True)]
+    begun = [Begun(("a", "b")), Begun(("a", "b"), on_device=True, device=("CPU", 1.0))]
     assert events[:5] == [*begun, *told]
 
 
 async def test_a_text_to_video_clip_starts_from_the_painted_picture(
-    model: DrawnModel, storage: FileStorage, callers: Callers
+    model: DrawnModel, storage: FileStorage, callers: Callers, decoder: Decoder
 ) -> None:
     prompts = []
 
@@ -262,7 +274,7 @@ async def test_a_text_to_video_clip_starts_from_the_painted_picture(
         prompts.append((parsed.prompt, parsed.seed))
         return await paint_wide(input)
 
-    replica = make_replica(model, storage, callers, paint)
+    replica = make_replica(model, storage, callers, decoder, paint)
     events = await run(replica, attempt("a", TEXT, prompt="a cat", seed=3))
 
     [[clip]] = model.batches
@@ -301,7 +313,10 @@ async def test_attempts_of_one_size_and_steps_share_a_batch(replica: VideoReplic
     events = await run(replica, attempt("a", seed=1), attempt("b", TEXT, prompt="x", seed=2), attempt("c", seed=3))
 
     assert model.sizes == [[WIDE] * 3]
-    assert len({end.gpu_seconds for end in ends(events).values() if isinstance(end, Finished)}) == 1
+    finished = [end for end in ends(events).values() if isinstance(end, Finished)]
+    micros = [end.gpu_time[0][2] for end in finished]
+    assert max(micros) - min(micros) <= 1, "what is computed alike costs alike"
+    assert [(end.batch_size, end.gpu_time[0][:2]) for end in finished] == [(3, ("CPU", 1.0))] * 3
 
 
 async def test_sizes_and_steps_are_never_mixed_in_a_batch(replica: VideoReplica, model: DrawnModel) -> None:
@@ -364,10 +379,11 @@ def explode(error: Exception) -> Callable[[int], None]:
 
 async def test_an_unexpected_error_is_told_without_its_details(replica: VideoReplica, model: DrawnModel) -> None:
     model.before_step = explode(RuntimeError("CUDA error at /srv/secret/path"))
-    events = await run(replica, attempt("a"), attempt("b"))
+    events = await run(replica, *(attempt(name, TEXT, prompt="x") for name in "ab"))  # no decoder has to be in time
 
     failure = RunnerServerError("The model failed").failure()
-    assert ends(events) == {"a": Failed("a", failure), "b": Failed("b", failure)}
+    ended = {each.request_id: each.failure for each in ends(events).values() if isinstance(each, Failed)}
+    assert ended == {"a": failure, "b": failure}
     assert (failure.status, failure.type) == (500, "runner_server_error")
 
 
@@ -402,8 +418,10 @@ class FullDisk(FileStorage):
         return await super().put(source, key)
 
 
-async def test_a_clip_that_cannot_be_stored_fails_alone(model: DrawnModel, callers: Callers, tmp_path: Path) -> None:
-    replica = make_replica(model, FullDisk(tmp_path / "files", URL), callers)
+async def test_a_clip_that_cannot_be_stored_fails_alone(
+    model: DrawnModel, callers: Callers, decoder: Decoder, tmp_path: Path
+) -> None:
+    replica = make_replica(model, FullDisk(tmp_path / "files", URL), callers, decoder)
     events = await run(replica, attempt("a"), attempt("b"))
 
     assert sorted(kinds(events).values()) == ["Failed", "Finished"]
@@ -411,12 +429,12 @@ async def test_a_clip_that_cannot_be_stored_fails_alone(model: DrawnModel, calle
 
 
 async def test_a_clip_that_cannot_be_encoded_fails_and_leaves_nothing(
-    model: DrawnModel, storage: FileStorage, callers: Callers, tmp_path: Path
+    model: DrawnModel, storage: FileStorage, callers: Callers, decoder: Decoder, tmp_path: Path
 ) -> None:
     async def paint_odd(input: str) -> Image.Image:
         return Image.new("RGB", (111, 63))
 
-    events = await run(make_replica(model, storage, callers, paint_odd), attempt("a", TEXT, prompt="x"))
+    events = await run(make_replica(model, storage, callers, decoder, paint_odd), attempt("a", TEXT, prompt="x"))
 
     assert kinds(events) == {"a": "Failed"}
     assert list((tmp_path / "files").rglob("*.mp4")) == []
@@ -434,6 +452,7 @@ async def test_a_failed_painter_is_told_apart(
     model: DrawnModel,
     storage: FileStorage,
     callers: Callers,
+    decoder: Decoder,
     error: Exception,
     status: int,
     type: str,
@@ -442,7 +461,7 @@ async def test_a_failed_painter_is_told_apart(
     async def paint(input: str) -> Image.Image:
         raise error
 
-    replica = make_replica(model, storage, callers, paint)
+    replica = make_replica(model, storage, callers, decoder, paint)
     events = await run(replica, attempt("a", TEXT, prompt="x"), attempt("b"))
 
     failed = ends(events)["a"]
@@ -451,7 +470,9 @@ async def test_a_failed_painter_is_told_apart(
     assert kinds(events)["b"] == "Finished"
 
 
-async def test_nobody_to_ask_is_no_reason_to_stop(model: DrawnModel, storage: FileStorage, callers: Callers) -> None:
+async def test_nobody_to_ask_is_no_reason_to_stop(
+    model: DrawnModel, storage: FileStorage, callers: Callers, decoder: Decoder
+) -> None:
     asked = threading.Event()
 
     class Unreachable(Callers):
@@ -460,7 +481,7 @@ async def test_nobody_to_ask_is_no_reason_to_stop(model: DrawnModel, storage: Fi
             raise RayActorError
 
     model.before_step = lambda step: None if asked.wait(PATIENCE) else pytest.fail("nobody was asked")
-    events = await run(make_replica(model, storage, Unreachable()), attempt("a"))
+    events = await run(make_replica(model, storage, Unreachable(), decoder), attempt("a"))
 
     assert kinds(events) == {"a": "Finished"}
 
@@ -494,21 +515,55 @@ async def test_a_batch_that_everybody_leaves_stops_at_its_next_step(
     assert model.steps_taken == 2
 
 
+async def test_a_caller_who_leaves_while_the_picture_is_opened_stops_that(
+    replica: VideoReplica, callers: Callers, decoder: Decoder
+) -> None:
+    """A picture that takes a minute to open; its decoder is killed, and the next clip is made."""
+    slow = f"data:image/jpeg;base64,{base64.b64encode(countless_scans(600)).decode()}"
+    await run(replica, attempt("warm"))
+    waiting = set(decoder.pids)
+    work = asyncio.create_task(run(replica, attempt("a", image_url=slow)))
+    async with asyncio.timeout(PATIENCE):
+        while len(decoder.pids) == len(waiting):
+            await asyncio.sleep(0.01)
+    [busy] = waiting - set(decoder.pids)
+    await callers.leave("a")
+
+    assert kinds(await work) == {"a": "Dropped"}
+    async with asyncio.timeout(PATIENCE):
+        while psutil.pid_exists(busy):
+            await asyncio.sleep(0.01)
+    assert kinds(await run(replica, attempt("b"))) == {"b": "Finished"}
+
+
+async def test_no_process_to_open_a_picture_is_worth_another_attempt(
+    model: DrawnModel, storage: FileStorage, callers: Callers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "START", "raise SystemExit")
+    decoder = Decoder(children=1)
+    try:
+        [failed] = ends(await run(make_replica(model, storage, callers, decoder), attempt("a"))).values()
+    finally:
+        decoder.close()
+    assert isinstance(failed, Failed)
+    assert (failed.failure.type, failed.failure.retryable) == ("runner_disconnected", True)
+
+
 async def test_a_caller_who_leaves_before_the_first_step_costs_no_step(
-    model: DrawnModel, storage: FileStorage, callers: Callers
+    model: DrawnModel, storage: FileStorage, callers: Callers, decoder: Decoder
 ) -> None:
     async def paint(input: str) -> Image.Image:
         await callers.leave("a")
         return await paint_wide(input)
 
-    events = await run(make_replica(model, storage, callers, paint), attempt("a", TEXT, prompt="x"))
+    events = await run(make_replica(model, storage, callers, decoder, paint), attempt("a", TEXT, prompt="x"))
 
     assert kinds(events) == {"a": "Dropped"}
     assert model.steps_taken == 0
 
 
 async def test_a_caller_who_leaves_while_a_picture_is_painted_is_dropped_at_once(
-    model: DrawnModel, storage: FileStorage, callers: Callers
+    model: DrawnModel, storage: FileStorage, callers: Callers, decoder: Decoder
 ) -> None:
     ended = asyncio.Event()
 
@@ -520,14 +575,16 @@ async def test_a_caller_who_leaves_while_a_picture_is_painted_is_dropped_at_once
             ended.set()
         raise AssertionError
 
-    events = await run(make_replica(model, storage, callers, paint), attempt("a", TEXT, prompt="x"), attempt("b"))
+    events = await run(
+        make_replica(model, storage, callers, decoder, paint), attempt("a", TEXT, prompt="x"), attempt("b")
+    )
 
     assert kinds(events) == {"a": "Dropped", "b": "Finished"}
     assert ended.is_set()
 
 
 async def test_a_picture_that_does_not_come_fails_its_attempt_alone(
-    model: DrawnModel, storage: FileStorage, callers: Callers, monkeypatch: pytest.MonkeyPatch
+    model: DrawnModel, storage: FileStorage, callers: Callers, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replica_module, "PREPARE_SECONDS", 0.5)
 
@@ -535,12 +592,38 @@ async def test_a_picture_that_does_not_come_fails_its_attempt_alone(
         await asyncio.Event().wait()
         raise AssertionError
 
-    events = await run(make_replica(model, storage, callers, paint), attempt("a", TEXT, prompt="x"), attempt("b"))
+    events = await run(
+        make_replica(model, storage, callers, decoder, paint), attempt("a", TEXT, prompt="x"), attempt("b")
+    )
 
     failed = ends(events)["a"]
     assert isinstance(failed, Failed)
     assert (failed.failure.type, failed.failure.retryable, failed.unstored) == ("runner_disconnected", True, False)
     assert kinds(events)["b"] == "Finished"
+
+
+async def test_a_picture_that_takes_long_holds_up_no_clip_but_its_own(
+    model: DrawnModel, storage: FileStorage, callers: Callers, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica_module, "TOGETHER_SECONDS", 0.1)
+    others_have_ended = asyncio.Event()
+
+    async def paint(input: str) -> Image.Image:
+        await others_have_ended.wait()
+        return Image.new("RGB", (WIDE.width, WIDE.height))
+
+    replica = make_replica(model, storage, callers, decoder, paint)
+    ended: list[str] = []
+    attempts = [attempt("slow", TEXT, prompt="x"), attempt("b"), attempt("c")]
+    async with asyncio.timeout(PATIENCE), aclosing(replica.generate(attempts)) as events:
+        async for event in events:
+            if isinstance(event, Finished):
+                ended.append(event.request_id)
+                if len(ended) == 2:
+                    others_have_ended.set()
+
+    assert (set(ended[:2]), ended[2:]) == ({"b", "c"}, ["slow"])
+    assert {len(batch) for batch in model.batches} == {2, 1}
 
 
 async def test_closing_the_generator_stops_the_work(replica: VideoReplica, model: DrawnModel) -> None:
@@ -594,8 +677,10 @@ class ShowingModel(DrawnModel):
         return super().generate(clips, steps, keep)
 
 
-async def test_a_preview_is_stored_and_told_of_to_who_asked_alone(storage: FileStorage, callers: Callers) -> None:
-    replica = make_replica(ShowingModel(), storage, callers)
+async def test_a_preview_is_stored_and_told_of_to_who_asked_alone(
+    storage: FileStorage, callers: Callers, decoder: Decoder
+) -> None:
+    replica = make_replica(ShowingModel(), storage, callers, decoder)
     asking = dataclasses.replace(attempt("a", steps=20), previews=5)
     events = await run(replica, asking, attempt("b", steps=20))
 
@@ -617,7 +702,7 @@ async def test_a_finished_clip_names_its_file(replica: VideoReplica, storage: Fi
 
 
 async def test_the_next_batch_prepares_while_one_is_on_the_device(
-    model: DrawnModel, storage: FileStorage, callers: Callers
+    model: DrawnModel, storage: FileStorage, callers: Callers, decoder: Decoder
 ) -> None:
     painted = asyncio.Event()
 
@@ -626,7 +711,7 @@ async def test_the_next_batch_prepares_while_one_is_on_the_device(
         return await paint_wide(input)
 
     gate = model.before_step = Gate(at=1)
-    replica = make_replica(model, storage, callers, paint)
+    replica = make_replica(model, storage, callers, decoder, paint)
     first = asyncio.create_task(run(replica, attempt("a")))
     await until(gate.reached)
     second = asyncio.create_task(run(replica, attempt("b", TEXT, prompt="x")))
@@ -655,10 +740,10 @@ class SlowStorage(FileStorage):
 
 
 async def test_the_device_goes_on_while_the_last_clip_is_stored(
-    model: DrawnModel, callers: Callers, tmp_path: Path
+    model: DrawnModel, callers: Callers, decoder: Decoder, tmp_path: Path
 ) -> None:
     storage = SlowStorage(tmp_path / "files", URL)
-    replica = make_replica(model, storage, callers)
+    replica = make_replica(model, storage, callers, decoder)
     first = asyncio.create_task(run(replica, attempt("a")))
     await asyncio.wait_for(storage.reached.wait(), PATIENCE)
 
@@ -713,6 +798,91 @@ async def test_a_picture_replica_paints_beside_the_event_loop() -> None:
 
     picture = await painter.paint(json.dumps({"prompt": "a cat", "seed": 9}))
     assert picture.getpixel((0, 0)) == (9, 0, 0)
+
+
+# ---------------------------------------------------------------- time on the device
+
+
+def micros_of(events: Sequence[Event]) -> dict[str, int]:
+    """What each request has taken of the replica's device, however it ended."""
+    return {request_id: end.gpu_time[0][2] for request_id, end in ends(events).items()}
+
+
+async def test_who_leaves_early_has_taken_the_steps_until_then(
+    replica: VideoReplica, model: DrawnModel, callers: Callers
+) -> None:
+    gate = Gate(at=2)
+    model.before_step = gate
+    running = asyncio.create_task(run(replica, attempt("stays", steps=4), attempt("leaves", steps=4)))
+    await until(gate.reached)
+    await callers.leave("leaves")
+    gate.open()
+    events = await running
+
+    assert kinds(events) == {"stays": "Finished", "leaves": "Dropped"}
+    micros = micros_of(events)
+    assert micros["stays"] > 0
+    assert abs(micros["stays"] - 2 * micros["leaves"]) <= 2  # four steps and two
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever has the device has it for 1.5 s."""
+    ticks = itertools.count(0.0, 1.5)
+    clock = SimpleNamespace(monotonic=lambda: next(ticks))
+    monkeypatch.setattr(metering, "time", clock)
+
+
+@pytest.mark.usefixtures("ticking")
+async def test_what_fails_has_taken_its_time_all_the_same(replica: VideoReplica, model: DrawnModel) -> None:
+    model.before_step = explode(RuntimeError("no"))
+    events = await run(replica, attempt("a"), attempt("b"))
+
+    assert set(kinds(events).values()) == {"Failed"}
+    assert micros_of(events) == {"a": 750_000, "b": 750_000}
+
+
+async def test_a_clip_that_could_not_be_stored_has_taken_its_time(
+    replica: VideoReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(path: Path, key: str) -> File:
+        raise StorageUnavailable("full")
+
+    monkeypatch.setattr(replica._storage, "put", full)
+    [failed] = ends(await run(replica, attempt("a"))).values()
+
+    assert isinstance(failed, Failed)
+    assert (failed.unstored, failed.batch_size, failed.gpu_time[0][:2]) == (True, 1, ("CPU", 1.0))
+
+
+@pytest.mark.usefixtures("ticking")
+async def test_sizes_of_one_batch_take_the_device_one_after_the_other(replica: VideoReplica, model: DrawnModel) -> None:
+    """Each is paid by those who had it: two of one size share its time, and the third pays for its own."""
+    events = await run(replica, attempt("a"), attempt("b", image_url=picture_uri(64, 112)), attempt("c"))
+
+    assert sorted(model.sizes, key=len) == [[TALL], [WIDE, WIDE]]
+    assert micros_of(events) == {"a": 750_000, "c": 750_000, "b": 1_500_000}
+
+
+async def test_painting_is_paid_beside_the_clip(
+    model: DrawnModel, storage: FileStorage, callers: Callers, decoder: Decoder
+) -> None:
+    painter = PictureReplica(DrawnText(TEXT, TextToVideoConfig(weights="none", video=FAST)), Hardware("T4", 0.5))
+
+    async def paint(input: str) -> Image.Image:
+        small: Image.Image = pickle.loads(pickle.dumps(await painter.paint(input)))  # as Ray sends it
+        wide = await paint_wide(input)
+        wide.info |= small.info
+        return wide
+
+    replica = make_replica(model, storage, callers, decoder, paint)
+    [finished] = ends(await run(replica, attempt("a", TEXT, prompt="a cat"))).values()
+
+    assert isinstance(finished, Finished)
+    [(_, _, own), (name, fraction, painting)] = finished.gpu_time
+    assert (name, fraction) == ("T4", 0.5)
+    assert painting >= 0
+    assert finished.gpu_seconds == (own + painting) / 10**6
 
 
 # ---------------------------------------------------------------- alone, and stuck
@@ -814,13 +984,13 @@ async def test_a_painter_that_does_not_come_back_fails_the_health_check(monkeypa
 
 
 async def test_a_storage_that_is_away_fails_the_attempt_and_not_the_request(
-    model: DrawnModel, storage: FileStorage, callers: Callers, monkeypatch: pytest.MonkeyPatch
+    model: DrawnModel, storage: FileStorage, callers: Callers, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(source: Path, key: str) -> File:
         raise StorageUnavailable("The file storage takes nothing at the moment")
 
     monkeypatch.setattr(storage, "put", refuse)
-    events = await run(make_replica(model, storage, callers), dataclasses.replace(attempt("a"), previews=1))
+    events = await run(make_replica(model, storage, callers, decoder), dataclasses.replace(attempt("a"), previews=1))
 
     [failed] = ends(events).values()
     assert isinstance(failed, Failed)
@@ -828,14 +998,58 @@ async def test_a_storage_that_is_away_fails_the_attempt_and_not_the_request(
 
 
 async def test_a_storage_that_is_away_when_an_input_is_fetched_is_told_apart(
-    model: DrawnModel, storage: FileStorage, callers: Callers, monkeypatch: pytest.MonkeyPatch
+    model: DrawnModel, storage: FileStorage, callers: Callers, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def away(key: str) -> Stat:
         raise StorageUnavailable("The file storage cannot be reached")
 
     monkeypatch.setattr(storage, "stat", away)
     picture = storage.url_of("b/0/picture.png")
-    [failed] = ends(await run(make_replica(model, storage, callers), attempt("a", image_url=picture))).values()
+    [failed] = ends(await run(make_replica(model, storage, callers, decoder), attempt("a", image_url=picture))).values()
 
     assert isinstance(failed, Failed)
     assert failed.failure.retryable and not failed.unstored
+
+
+def fill(disk: Path) -> None:
+    with (disk / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(64 * 1024))
+
+
+@pytest.mark.parametrize("room", ["a folder", "nothing"])
+async def test_a_full_disk_for_temporary_files_fails_the_attempt_and_not_the_request(
+    model: DrawnModel,
+    storage: FileStorage,
+    callers: Callers,
+    decoder: Decoder,
+    small_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    room: str,
+) -> None:
+    def allow(inodes: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,nr_inodes={inodes}", small_disk], check=True)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    fill(small_disk)
+    allow(2 if room == "nothing" else 1000)
+    replica = make_replica(model, storage, callers, decoder)
+
+    [failed] = ends(await run(replica, dataclasses.replace(attempt("a"), previews=1))).values()
+    assert isinstance(failed, Failed)
+    assert failed.failure == StorageUnavailable("The disk for temporary files is full").failure()
+    assert failed.failure.retryable and failed.unstored
+    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
+
+    (small_disk / "ballast").unlink()
+    allow(1000)
+    assert isinstance(ends(await run(replica, attempt("b")))["b"], Finished)
+
+
+async def test_another_fault_of_the_disk_is_no_want_of_room(
+    model: DrawnModel, storage: FileStorage, callers: Callers, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica_module.tempfile, "TemporaryDirectory", lambda prefix: Path("/nowhere").stat())
+    [failed] = ends(await run(make_replica(model, storage, callers, decoder), attempt("a"))).values()
+    assert isinstance(failed, Failed)
+    assert (failed.failure.type, failed.unstored) == ("runner_server_error", False)

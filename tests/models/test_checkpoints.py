@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from deployments.models.checkpoints import (
     Network,
     Part,
     controlnet_part,
+    load_pipeline,
     pipeline_parts,
     svd_parts,
 )
@@ -292,6 +293,390 @@ def test_a_pipeline_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
         pipeline_parts(Checkpoint(str(tmp_path / "t")), None)["tokenizer"].check()
 
 
+# ---------------------------------------------------------------- checkpoints made to do harm
+
+
+def safetensors(header: object, data: bytes = bytes(8), length: int | None = None) -> bytes:
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(raw) if length is None else length) + raw + data
+
+
+PAIR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+TWICE = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}'
+HARMFUL = {
+    "nothing": b"",
+    "less than a length": b"\x08\0\0",
+    "a header of exabytes": safetensors({"a": PAIR}, length=2**63),
+    "a header of all there is": safetensors({"a": PAIR}, length=2**64 - 1),
+    "a header longer than the file": safetensors({"a": PAIR}, length=90_000_000),
+    "a tensor beyond the end": safetensors({"a": PAIR | {"data_offsets": [0, 8000]}}),
+    "a tensor of another length": safetensors({"a": PAIR | {"data_offsets": [0, 4]}}, bytes(4)),
+    "a tensor that ends before it begins": safetensors({"a": PAIR | {"data_offsets": [8, 0]}}),
+    "a tensor before the start": safetensors({"a": PAIR | {"data_offsets": [-8, 0]}}),
+    "two tensors in one place": safetensors({"a": PAIR, "b": PAIR}),
+    "two tensors of one name": safetensors(TWICE, bytes(16)),
+    "a hole between tensors": safetensors({"a": PAIR, "b": PAIR | {"data_offsets": [16, 24]}}, bytes(24)),
+    "something after the tensors": safetensors({"a": PAIR}, bytes(80)),
+    "a shape whose size overflows": safetensors({"a": PAIR | {"shape": [2**62, 2**62]}}),
+    "a shape below nothing": safetensors({"a": PAIR | {"shape": [-2]}}),
+    "an unknown kind of number": safetensors({"a": PAIR | {"dtype": "PICKLE"}}),
+    "a kind that torch cannot convert": safetensors({"a": PAIR | {"dtype": "F4", "shape": [16]}}),
+    "complex numbers": safetensors({"a": PAIR | {"dtype": "C64", "shape": [1]}}),
+    "no JSON": safetensors(b"not a header"),
+    "JSON that is no object": safetensors([1, 2]),
+    "JSON a hundred thousand deep": safetensors(b'{"a":' * 100_000),
+    "no UTF-8": safetensors(b'{"\xff": 1}'),
+}
+
+
+@pytest.mark.parametrize("name", ["unet", "image_encoder"])
+@pytest.mark.parametrize("content", HARMFUL.values(), ids=HARMFUL)
+def test_a_harmful_file_of_tensors_is_refused_by_its_name(svd: Path, name: str, content: bytes) -> None:
+    [path] = (svd / name).glob("*.safetensors")
+    path.write_bytes(content)
+    part = parts_of(svd)[name]
+    for read in (part.check, lambda: part.load(torch.float32)):  # of two tensors in one place, either may be named
+        with pytest.raises(CheckpointError) as refused:
+            read()
+        assert str(refused.value).startswith(str(path))
+
+
+class Canary:
+    """Touches a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Iterator[Path]:
+    """A file that is there if code from a checkpoint ran."""
+    yield tmp_path / "canary"
+    assert not (tmp_path / "canary").exists()
+
+
+def test_the_canary_would_sing(tmp_path: Path) -> None:
+    torch.save(Canary(tmp_path / "canary"), tmp_path / "weights.bin")
+    torch.load(tmp_path / "weights.bin", weights_only=False)
+    assert (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("name", ["unet", "vae", "image_encoder"])
+@pytest.mark.parametrize("ending", [".bin", ".ckpt", ".pt", ".pth", ".pkl", ".safetensors"])
+def test_no_pickle_is_read_whatever_it_is_called(svd: Path, canary: Path, name: str, ending: str) -> None:
+    [path] = (svd / name).glob("*.safetensors")
+    path.unlink()
+    for stem in (path.stem, "pytorch_model", "model"):
+        torch.save({"a": Canary(canary)}, svd / name / f"{stem}{ending}")
+    assert str(path) in refuse(parts_of(svd)[name])
+
+
+@pytest.mark.parametrize("name", ["unet", "image_encoder"])
+@pytest.mark.parametrize("shard", ["pytorch_model.bin", "../../stolen.safetensors", "/etc/passwd", "", 7, None, ["a"]])
+def test_an_index_names_safetensors_beside_it_and_nothing_else(
+    svd: Path, canary: Path, name: str, shard: object
+) -> None:
+    [path] = (svd / name).glob("*.safetensors")
+    path.rename(svd.parent / "stolen.safetensors")
+    torch.save({"a": Canary(canary)}, svd / name / "pytorch_model.bin")
+    index = svd / name / f"{path.name}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"a": shard}}))
+    assert index.name in refuse(parts_of(svd)[name])
+
+
+def plant_index(path: Path, canary: Path, name: str) -> None:
+    """Lay a list beside a file of tensors that has all of them lie in a pickle."""
+    torch.save({"a": Canary(canary)}, path.with_name("shard.bin"))
+    listing = {"metadata": {}, "weight_map": dict.fromkeys(load_file(path), "shard.bin")}
+    path.with_name(name).write_text(json.dumps(listing))
+
+
+@pytest.fixture
+def no_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the unpickler that knows tensors alone is asked."""
+
+    def load(*_: object, **__: object) -> None:
+        pytest.fail("a pickle was opened")
+
+    monkeypatch.setattr(torch, "load", load)
+
+
+@pytest.mark.usefixtures("no_pickles")
+@pytest.mark.parametrize("name", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_an_index_beside_a_single_file_is_refused_by_its_name(
+    painter: Path, canary: Path, name: str, variant: str | None
+) -> None:
+    [path] = (painter / name).glob("*.safetensors")
+    if variant:
+        path = path.rename(path.with_suffix(f".{variant}.safetensors"))
+    index = f"{path.name.partition('.')[0]}.safetensors.index{f'.{variant}' if variant else ''}.json"
+    plant_index(path, canary, index)
+    message = refuse(pipeline_parts(Checkpoint(str(painter)), variant)[name])
+    assert message == f"beside {path} lies {index}, which names other files: remove one of the two"
+
+
+@pytest.mark.usefixtures("no_pickles")
+@pytest.mark.parametrize("name", ["unet", "vae", "image_encoder"])
+def test_an_index_beside_a_single_file_of_svd_is_refused_too(svd: Path, canary: Path, name: str) -> None:
+    [path] = (svd / name).glob("*.safetensors")
+    plant_index(path, canary, f"{path.name}.index.json")
+    assert f"beside {path} lies {path.name}.index.json" in refuse(parts_of(svd)[name])
+
+
+@pytest.mark.usefixtures("no_pickles")
+@pytest.mark.parametrize("name", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize(
+    "index", ["{}.safetensors.fp16.index.json", "{}.bin.index.json", "pytorch_model.bin.index.json", "other.index.json"]
+)
+def test_an_index_that_no_part_asks_for_is_not_read(painter: Path, canary: Path, name: str, index: str) -> None:
+    """Some name the pickles of a repository that has safetensors too; of others only older libraries know."""
+    [path] = (painter / name).glob("*.safetensors")
+    stem, _, variant = path.stem, path.suffix, "fp16"
+    path = path.rename(path.with_suffix(f".{variant}.safetensors"))
+    plant_index(path, canary, index.format(stem))
+    part = pipeline_parts(Checkpoint(str(painter)), variant)[name]
+    assert part.check() > 0
+    loaded = part.load(torch.float32).state_dict()
+    assert all(torch.equal(loaded[key], tensor.float()) for key, tensor in load_file(path).items() if key in loaded)
+
+
+@pytest.mark.usefixtures("no_pickles")
+@pytest.mark.parametrize("named", ["evil.safetensors.index.json", "evil.safetensors", "adapter_model.bin", "../x"])
+def test_a_configuration_does_not_choose_what_is_read(svd: Path, canary: Path, named: str) -> None:
+    """transformers would take the name of the file of tensors from it, before any other."""
+    path = svd / "image_encoder" / "model.safetensors"
+    plant_index(path, canary, "evil.safetensors.index.json")
+    for other in ("evil.safetensors", "adapter_model.bin"):
+        shutil.copy(path, path.with_name(other))
+    config = json.loads(path.with_name("config.json").read_text())
+    path.with_name("config.json").write_text(json.dumps(config | {"transformers_weights": named}))
+    message = refuse(parts_of(svd)["image_encoder"])
+    assert message == f"{path.with_name('config.json')} names a file of tensors (transformers_weights): remove the line"
+
+
+@pytest.mark.parametrize("name", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_pipelines_networks_may_lie_in_several_files(painter: Path, name: str, variant: str | None) -> None:
+    [path] = (painter / name).glob("*.safetensors")
+    network = pipeline_parts(Checkpoint(str(painter)), None)[name].load(torch.float32)
+    path.unlink()
+    network.save_pretrained(path.parent, max_shard_size="50KB", variant=variant)
+    assert len(list(path.parent.glob("*.safetensors"))) > 1
+
+    loaded = pipeline_parts(Checkpoint(str(painter)), variant)[name].load(torch.float32).state_dict()
+    assert loaded.keys() == network.state_dict().keys()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("listing", [{"weight_map": []}, {"weight_map": {}}, {"weight_map": None}, {"a": 1}])
+def test_an_index_of_another_form_is_named(svd: Path, listing: object) -> None:
+    (svd / UNET).unlink()
+    (svd / f"{UNET}.index.json").write_text(json.dumps(listing))
+    assert f"{UNET}.index.json of {svd} names no files" in refuse(parts_of(svd)["unet"])
+
+
+@pytest.mark.parametrize("name", ["unet", "vae", "image_encoder"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_link_out_of_the_directory_is_not_followed(svd: Path, tmp_path: Path, name: str, kind: str) -> None:
+    linked = svd / name if kind == "folder" else next((svd / name).glob("*.safetensors"))
+    linked.rename(tmp_path / "elsewhere")
+    linked.symlink_to(tmp_path / "elsewhere")
+    message = refuse(parts_of(svd)[name])
+    assert str(linked) in message
+    assert message.endswith(f"leads out of {svd}")
+
+
+def test_a_directory_may_be_a_link_itself_and_its_files_links_within(svd: Path, tmp_path: Path) -> None:
+    (svd / UNET).rename(svd / "vae" / "unet.safetensors")
+    (svd / UNET).symlink_to("../vae/unet.safetensors")
+    (tmp_path / "link").symlink_to(svd)
+    assert parts_of(tmp_path / "link")["unet"].check() == 1_112_781
+
+
+def test_a_snapshot_of_the_hubs_cache_links_to_its_blobs_and_no_further(svd: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / COMMIT
+    snapshot.parent.mkdir(parents=True)
+    svd.rename(snapshot)
+    for place, welcome in ((tmp_path / "models--a--b" / "blobs", True), (tmp_path / "models--c--d" / "blobs", False)):
+        place.mkdir(parents=True)
+        (snapshot / UNET).rename(place / "0123")
+        (snapshot / UNET).symlink_to(place / "0123")
+        if welcome:
+            assert parts_of(snapshot)["unet"].check() == 1_112_781
+            (snapshot / UNET).unlink()
+            (place / "0123").rename(snapshot / UNET)
+    assert refuse(parts_of(snapshot)["unet"]).endswith(f"leads out of {snapshot}")
+
+
+@pytest.mark.parametrize("name", ["unet", "vae", "image_encoder"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_are_none_are_named_when_they_are_loaded(svd: Path, name: str, value: float) -> None:
+    [path] = (svd / name).glob("*.safetensors")
+    spoilt = sorted(load_file(path))[-1]
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[spoilt].view(-1)[-1] = value
+
+    change_tensors(path, spoil)
+    with pytest.raises(CheckpointError, match=f"{path}: {spoilt} holds what is no number"):
+        parts_of(svd)[name].load(torch.float32)
+
+
+def test_a_number_too_large_for_the_precision_is_named(svd: Path) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors |= {name: tensor.float() for name, tensor in tensors.items()}
+        tensors["conv_in.bias"][0] = 1e30
+
+    change_tensors(svd / UNET, spoil)
+    parts_of(svd)["unet"].load(torch.float32)
+    with pytest.raises(CheckpointError, match=r"conv_in\.bias holds what is no number, or too large"):
+        parts_of(svd)["unet"].load(torch.float16)
+
+
+CODE = {
+    "auto_map": {"AutoModel": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]},
+    "custom_pipelines": {"evil": {"pt": ["Evil"]}},
+    "trust_remote_code": True,
+    "attn_implementation": "evil/kernels",
+    "_attn_implementation": {"": "evil/kernels"},
+    "_attn_implementation_internal": "evil/kernels@main:evil",
+    "text_config": {"auto_map": {"AutoModel": "evil.Evil"}},
+    "processors": [[{"auto_map": {"AutoProcessor": ["evil.Evil", None]}}]],
+}
+
+
+def plant(folder: Path, canary: Path) -> None:
+    """Lay code beside weights, under the names by which libraries look for it."""
+    for name in ("evil", "pipeline", "unet", "modeling", "tokenizer"):
+        (folder / f"{name}.py").write_text(f"import pathlib\npathlib.Path({str(canary)!r}).touch()\nclass Evil: pass\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("unet", "unet/config.json"),
+        ("vae", "vae/config.json"),
+        ("image_encoder", "image_encoder/config.json"),
+        ("feature_extractor", "feature_extractor/preprocessor_config.json"),
+    ],
+)
+@pytest.mark.parametrize("code", CODE)
+def test_a_configuration_that_names_code_is_refused(svd: Path, canary: Path, name: str, file: str, code: str) -> None:
+    plant((svd / file).parent, canary)
+    config = json.loads((svd / file).read_text())
+    (svd / file).write_text(json.dumps(config | {code: CODE[code]}))
+    with pytest.raises(CheckpointError) as refused:
+        parts_of(svd)[name].check()
+    assert str(refused.value).startswith(f"{svd / file} names code to run (")
+
+
+def test_code_that_lies_beside_weights_is_not_run_and_words_of_the_library_are_no_code(svd: Path, canary: Path) -> None:
+    for name in ("unet", "vae", "image_encoder", "feature_extractor", "."):
+        plant(svd / name, canary)
+    config = json.loads((svd / "image_encoder/config.json").read_text())
+    (svd / "image_encoder/config.json").write_text(json.dumps(config | {"attn_implementation": "sdpa"}))
+    for part in parts_of(svd).values():
+        part.check()
+        if part.has_tensors:
+            part.load(torch.float32)
+
+
+@pytest.fixture
+def painter(tmp_path: Path, canary: Path) -> Path:
+    """A copy of the small text-to-image pipeline, with code in every folder."""
+    shutil.copytree(SHIPPED / "text-to-image", tmp_path / "t", ignore=shutil.ignore_patterns(HASHES))
+    for folder in (tmp_path / "t", *(path for path in (tmp_path / "t").iterdir() if path.is_dir())):
+        plant(folder, canary)
+    return tmp_path / "t"
+
+
+def change_index(painter: Path, **changes: object) -> None:
+    index = json.loads((painter / "model_index.json").read_text())
+    (painter / "model_index.json").write_text(json.dumps(index | changes))
+
+
+def refuse_pipeline(painter: Path) -> str:
+    with pytest.raises(CheckpointError) as refused:
+        load_pipeline(Checkpoint(str(painter)), None, torch.float32)
+    return str(refused.value)
+
+
+def test_a_pipeline_beside_code_is_loaded_without_it(painter: Path) -> None:
+    pipeline = load_pipeline(Checkpoint(str(painter)), None, torch.float32)
+    assert type(pipeline) is StableDiffusionPipeline
+    assert type(pipeline.tokenizer).__module__.startswith("transformers.")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [["evil", "Evil"], ["pipeline", "Evil"], "Evil", "evil.Evil", "UNet2DConditionModel", "utils", "", 5, None, {}],
+)
+def test_a_pipeline_of_a_foreign_class_is_refused(painter: Path, kind: object) -> None:
+    change_index(painter, _class_name=kind)
+    assert f"model_index.json of {painter}: {kind!r} is no pipeline of diffusers" in refuse_pipeline(painter)
+
+
+@pytest.mark.parametrize("component", ["unet", "tokenizer", "scheduler", "evil"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["evil", "Evil"],
+        ["unet", "Evil"],
+        ["..evil", "Evil"],
+        ["stable_diffusion.convert_from_ckpt", "os"],
+        ["diffusers", "utils.logging.logging.Logger"],
+        ["diffusers", "DiffusionPipeline"],
+        ["transformers", "PreTrainedConfig"],
+        [5, None],
+        [["evil"], {}],
+    ],
+)
+def test_a_component_of_a_foreign_class_is_refused(painter: Path, component: str, value: object) -> None:
+    change_index(painter, **{component: value})
+    message = refuse_pipeline(painter)
+    assert message.startswith(f"model_index.json of {painter}: {component} is nothing that can be loaded: ")
+
+
+@pytest.mark.parametrize("file", ["tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize("code", CODE)
+def test_a_tokenizer_or_scheduler_that_names_code_is_refused(painter: Path, file: str, code: str) -> None:
+    config = json.loads((painter / file).read_text())
+    (painter / file).write_text(json.dumps(config | {code: CODE[code]}))
+    assert refuse_pipeline(painter).startswith(f"{painter / file} names code to run (")
+
+
+def test_code_of_the_one_name_that_diffusers_looks_for_unasked_is_refused(painter: Path, canary: Path) -> None:
+    (painter / "evil.py").rename(painter / "None.py")
+    assert refuse_pipeline(painter).startswith(f"{painter} makes no pipeline: ")
+
+
+def test_an_index_that_names_code_is_refused(painter: Path) -> None:
+    change_index(painter, custom_pipelines={"evil": {}})
+    assert refuse_pipeline(painter) == (
+        f"{painter}/model_index.json names code to run (custom_pipelines), and weights are only data here"
+    )
+
+
+def test_a_pipelines_pickles_are_not_read(painter: Path, canary: Path) -> None:
+    for name in ("unet", "vae", "text_encoder"):
+        [path] = (painter / name).glob("*.safetensors")
+        torch.save({"a": Canary(canary)}, path.with_suffix(".bin"))
+        torch.save({"a": Canary(canary)}, painter / name / "pytorch_model.bin")
+    load_pipeline(Checkpoint(str(painter)), None, torch.float32)
+    (painter / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    assert "there is no " in refuse_pipeline(painter)
+
+
+def test_a_tokenizer_that_leads_elsewhere_is_refused(painter: Path, tmp_path: Path) -> None:
+    (painter / "tokenizer").rename(tmp_path / "elsewhere")
+    (painter / "tokenizer").symlink_to(tmp_path / "elsewhere")
+    assert refuse_pipeline(painter).endswith(f"leads out of {painter}")
+
+
 # ---------------------------------------------------------------- hashes
 
 
@@ -326,9 +711,9 @@ def test_files_that_nobody_listed_have_no_known_hash(svd: Path) -> None:
     assert parts_of(svd)["unet"].check_hashes() == 0
 
 
-def test_a_link_is_held_against_the_list_too_however_its_name_is_written(svd: Path, tmp_path: Path) -> None:
-    (svd / UNET).rename(tmp_path / "elsewhere")
-    (svd / UNET).symlink_to(tmp_path / "elsewhere")
+def test_a_link_is_held_against_the_list_too_however_its_name_is_written(svd: Path) -> None:
+    (svd / UNET).rename(svd / "elsewhere")
+    (svd / UNET).symlink_to(svd / "elsewhere")
     (svd / HASHES).write_text(f"{'0' * 64}  ./{UNET}\n")
     with pytest.raises(CheckpointError, match="is damaged"):
         parts_of(svd)["unet"].check_hashes()

@@ -629,6 +629,29 @@ def test_a_clip_that_does_not_fit_alone_says_so_and_the_next_is_served(
         sampler.sample(CLIPS[:2], euler_schedule(1), GUIDED, keep_all)
 
 
+@pytest.mark.parametrize(("room", "times"), [(6, 0), (3, 1), (1, 3)])
+def test_each_lack_of_memory_is_told(
+    sampler: SVDSampler, small_gpu: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch, room: int, times: int
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(sampler, "on_out_of_memory", lambda: told.append(room))
+    small_gpu(room)
+    sampler.sample(CLIPS, euler_schedule(2), GUIDED, keep_all)
+
+    assert len(told) == times, "what has been learned in the first step is heeded in the second"
+
+
+def test_a_clip_that_does_not_fit_is_told_as_well(
+    sampler: SVDSampler, small_gpu: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(sampler, "on_out_of_memory", lambda: told.append(0))
+    small_gpu(0)
+    with pytest.raises(RunnerServerError):
+        sampler.sample(CLIPS[:1], euler_schedule(1), GUIDED, keep_all)
+    assert len(told) == 2, "of two rows, then of one alone"
+
+
 def test_a_decoder_out_of_memory_says_so_and_leaves_the_sampler_whole(
     sampler: SVDSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -31,10 +30,10 @@ def new_request(**changes: Any) -> NewRequest:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest) -> str:
     """Both stores keep the same contract."""
     if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path}/queue.db"
+        return str(request.getfixturevalue("sqlite_url"))
     server: Postgres = request.getfixturevalue("postgres")
     return server.create(f"test_{uuid4().hex}", template="migrated")
 

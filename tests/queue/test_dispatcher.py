@@ -979,3 +979,104 @@ async def test_claim_that_is_on_its_way_when_draining_begins_is_put_back(store: 
         await asyncio.wait_for(draining, 5)
         assert await store.waiting(MODEL) == [(0, request.seq)]
     assert replicas.batches == []
+
+
+# ---------------------------------------------------------------- scaled to zero
+
+
+class Counted:
+    """What Serve says of its replicas, and how often it was asked."""
+
+    def __init__(self, *empty: str) -> None:
+        self.empty: set[str] | None = set(empty)
+        self.asked = 0
+
+    async def __call__(self) -> set[str]:
+        self.asked += 1
+        if self.empty is None:
+            raise Unavailable("Serve does not say which replicas there are")
+        return self.empty
+
+    async def again(self) -> None:
+        """Return once it has been asked once more, and the answer has been heard."""
+        asked = self.asked
+        async with asyncio.timeout(10):
+            while self.asked < asked + 2:
+                await asyncio.sleep(0.01)
+
+
+class Asked(FakeReplicas):
+    """Replicas that count who asks for a place."""
+
+    asked = 0
+
+    @asynccontextmanager
+    async def choose_replica(self) -> AsyncIterator[str]:
+        self.asked += 1
+        async with super().choose_replica() as selection:
+            yield selection
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher_module, "COUNT_SECONDS", 0.02)
+
+
+@pytest.mark.usefixtures("often")
+async def test_no_place_is_asked_for_on_a_model_without_replicas_until_it_has_one(store: RequestStore) -> None:
+    request = await store.submit(new_request())
+    replicas, counted = Asked(finish), Counted(MODEL)
+    async with running(store, replicas, find_empty=counted):
+        await counted.again()
+        await counted.again()
+        assert (replicas.asked, len(await store.waiting(MODEL))) == (0, 1)
+        counted.empty = set()
+        assert (await ended(store, request)).status_code == 200
+        await counted.again()
+        counted.empty = {MODEL}
+        await counted.again()
+        before = replicas.asked
+        second = await store.submit(new_request())
+        await counted.again()
+        assert replicas.asked == before
+        counted.empty = set()
+        assert (await ended(store, second)).status_code == 200
+
+
+@pytest.mark.usefixtures("often")
+async def test_where_nobody_starts_a_replica_one_is_asked_for(
+    store: RequestStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "SCALING_SECONDS", 0.1)
+    request = await store.submit(new_request())
+    async with running(store, Asked(finish), find_empty=Counted(MODEL)):
+        assert (await ended(store, request)).status_code == 200
+
+
+@pytest.mark.usefixtures("often")
+async def test_no_replica_is_asked_for_once_the_work_is_gone(
+    store: RequestStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "SCALING_SECONDS", 0.3)
+    request = await store.submit(new_request())
+    replicas, counted = Asked(finish), Counted(MODEL)
+    async with running(store, replicas, find_empty=counted) as dispatcher:
+        await counted.again()
+        await store.cancel(request.id)
+        async with asyncio.timeout(10):
+            while dispatcher._has_work[MODEL].is_set():
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.6)  # for a reservation, which does not come
+        assert replicas.asked == 0
+
+
+@pytest.mark.usefixtures("often")
+async def test_what_serve_said_last_holds_while_it_says_nothing(store: RequestStore) -> None:
+    replicas, counted = Asked(finish), Counted()
+    async with running(store, replicas, find_empty=counted) as dispatcher:
+        await counted.again()
+        counted.empty = None
+        await counted.again()
+        request = await store.submit(new_request())
+        assert (await ended(store, request)).status_code == 200
+        dispatcher.check_health()

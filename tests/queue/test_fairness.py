@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import and_, func, select, update
 
+from deployments.errors import ConcurrentRequestsLimit, QueueFull
 from deployments.models.messages import Attempt
 from deployments.queue import turns as turns_of
+from deployments.queue.keys import Keys, Limits
 from deployments.queue.request import MAX_ATTEMPTS, MAX_UNBEGUN, InferenceRequest, Priority, RequestStatus
 from deployments.queue.store import BatchLimits, Outcome, RequestStore
 from deployments.queue.tables import now, request_io, requests, turns
@@ -40,10 +42,11 @@ async def row(store: RequestStore, request_id: str) -> InferenceRequest:
     return request
 
 
-async def crowd(store: RequestStore, count: int, key_id: str) -> None:
-    """So many requests of a key."""
+async def crowd(store: RequestStore, count: int, key_id: str, **changes: Any) -> None:
+    """So many requests of a key, with these changes to their rows."""
     new = [new_request(key_id=key_id) for _ in range(count)]
     common = {"status": RequestStatus.IN_QUEUE, "attempt": 0, "cancel_requested": False, "created_at": 0.0}
+    common |= changes
     names = ("id", "endpoint", "model", "key_id", "priority", "batch_key", "pixel_frames", "no_retry")
     rows = [{name: getattr(each, name) for name in names} | common for each in new]
     inputs = [{"request_id": each.id, "input": "{}"} for each in new]
@@ -240,6 +243,108 @@ async def test_there_is_no_work_where_all_that_waits_has_to_wait(store: RequestS
     assert await store.models_with_work([MODEL], 2) == {MODEL}
     await claim(store, FOUR, 2)
     assert await store.models_with_work([MODEL]) == set()
+
+
+async def test_a_keys_own_limit_goes_before_everybodys(store: RequestStore) -> None:
+    """Whether it is lower or higher; and what may start is what is claimed."""
+    keys = Keys(store.database)
+    low, _ = await keys.create("low", limits=Limits(max_running=1))
+    high, _ = await keys.create("high", limits=Limits(max_running=3))
+    plain, _ = await keys.create("plain", limits=Limits(max_waiting=9))
+    expected = {None: {low.id: 1, high.id: 3, plain.id: 4}, 2: {low.id: 1, high.id: 3, plain.id: 2}}
+    for limit, most in expected.items():
+        for key in most:
+            await submit(store, 4, key_id=key)
+        batch = await store.claim(MODEL, "a", BatchLimits(max_batch_size=20), limit)
+        assert Counter([(await row(store, attempt.request_id)).key_id for attempt in batch]) == most
+        assert await store.models_with_work([MODEL], limit) == set()
+        assert await store.claim(MODEL, "a", FOUR, limit) == []
+        assert [await store.complete(attempt, "a", DONE) for attempt in batch]
+        while rest := await store.claim(MODEL, "a", BatchLimits(max_batch_size=20)):
+            for attempt in rest:
+                await store.complete(attempt, "a", DONE)
+
+
+async def test_two_dispatchers_never_run_more_of_a_key_than_it_may(database_url: str) -> None:
+    """Over models, batches, lost and ended attempts; and once all may start, all have run."""
+    stores = [await RequestStore.open(database_url) for _ in range(2)]
+    keys = Keys(stores[0].database)
+    most = {(await keys.create(str(limit), limits=Limits(max_running=limit)))[0].id: limit for limit in (1, 2, 3)}
+    for key in most:
+        for model in (MODEL, "another"):
+            await submit(stores[0], 5, key_id=key, model=model)
+    chance = random.Random(6)
+    done: set[str] = set()
+
+    async def dispatch(store: RequestStore, owner: str) -> None:
+        while len(done) < 30:
+            batch = await store.claim(chance.choice([MODEL, "another"]), owner, FOUR)
+            async with store.database.read() as connection:
+                query = select(requests.c.key_id).where(requests.c.status == "IN_PROGRESS")
+                running = Counter((await connection.execute(query)).scalars())
+            assert all(running[key] <= limit for key, limit in most.items()), running
+            for attempt in batch:
+                if chance.random() < 0.2:
+                    await store.lose(attempt, owner, "gone")
+                else:
+                    await store.complete(attempt, owner, DONE)
+                    done.add(attempt.request_id)
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(dispatch(store, f"owner {number}") for number, store in enumerate(stores)))
+    for store in stores:
+        await store.close()
+
+
+async def test_no_more_of_a_key_wait_than_may_however_many_submit_at_once(database_url: str) -> None:
+    """From two processes' pools, for several keys; the refused leave nothing behind."""
+    stores = [await RequestStore.open(database_url) for _ in range(2)]
+    most = {"alice": 1, "bob": 4, "carol": None}
+    calls = [
+        store.submit(new_request(key_id=key), limits=Limits(max_waiting=limit))
+        for _ in range(6)
+        for store in stores
+        for key, limit in most.items()
+    ]
+    ends = await asyncio.gather(*calls, return_exceptions=True)
+    refused = [end for end in ends if isinstance(end, Exception)]
+    assert {type(end) for end in refused} == {QueueFull}
+    async with stores[0].database.read() as connection:
+        stored = Counter((await connection.execute(select(requests.c.key_id))).scalars())
+        inputs = len((await connection.execute(select(request_io.c.request_id))).all())
+    assert stored == {"alice": 1, "bob": 4, "carol": 12}
+    assert inputs == 17 == len(ends) - len(refused)
+    for store in stores:
+        await store.close()
+
+
+async def test_of_synchronous_runs_at_once_no_more_are_accepted_than_may_run(store: RequestStore) -> None:
+    """Those that run count, whoever waits for them; of those that wait, only the ones that are about to run."""
+    await submit(store, 1)
+    await claim(store)
+    await submit(store, 5)
+    limits = Limits(max_running=3)
+    calls = [store.submit(new_request(no_retry=True), limits=limits, synchronous=True) for _ in range(6)]
+    ends = await asyncio.gather(*calls, return_exceptions=True)
+    assert Counter(type(end) for end in ends) == {InferenceRequest: 2, ConcurrentRequestsLimit: 4}
+    assert await store.submit(new_request(), limits=limits)
+
+
+async def test_what_a_submit_looks_at_does_not_grow_with_the_queue(store: RequestStore) -> None:
+    """Beyond what may wait of its own key."""
+    await crowd(store, 12000, "alice")
+    await crowd(store, 20, "bob")
+    of = requests.c
+    for mine, rows in ((and_(of.key_id == "bob", turns_of.in_queue()), 20), (_synchronous("alice"), 0)):
+        query = select(func.count()).select_from(select(of.seq).where(mine).limit(50).subquery())
+        for _ in range(2):
+            assert await _rows_read(store, query) <= rows + 20
+            async with store.database.transaction() as connection:
+                await connection.exec_driver_sql("ANALYZE")
+
+
+def _synchronous(key_id: str) -> Any:
+    return and_(requests.c.key_id == key_id, turns_of.in_queue(), requests.c.no_retry)
 
 
 # ---------------------------------------------------------------- lost attempts

@@ -184,9 +184,10 @@ async def _run(connection: AsyncConnection, statement: str, **values: Any) -> li
     return list(result) if result.returns_rows else []
 
 
-async def test_rows_of_the_version_before_are_migrated_and_go_on(empty_url: str) -> None:
+@pytest.mark.parametrize("revision", [BEFORE, "0005"])
+async def test_rows_of_versions_before_are_migrated_and_go_on(empty_url: str, revision: str) -> None:
     engine = open_engine(empty_url)
-    await migrate_to(engine, BEFORE)
+    await migrate_to(engine, revision)
     before = Before(engine)
     waiting = [await before.submit(key) for key in ("alice", "alice", "bob")]
     running = await before.submit("alice", status="IN_PROGRESS", attempt=1, owner="gone")
@@ -202,6 +203,9 @@ async def test_rows_of_the_version_before_are_migrated_and_go_on(empty_url: str)
     assert (again.request_id, again.number, again.alone) == (running, 2, False)
     ended = await store.get(done)
     assert ended and ended.status == RequestStatus.COMPLETED
+    money = select(requests.c.cost_nano_usd, requests.c.price_nano_usd).where(requests.c.id == done)
+    async with store.database.read() as connection:
+        assert tuple((await connection.execute(money)).one()) == (0, None)
     await store.close()
 
 

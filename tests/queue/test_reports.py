@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -16,14 +17,19 @@ from deployments.queue.reports import (
     Speed,
     Used,
 )
-from deployments.queue.store import RequestStore
+from deployments.queue.store import BatchLimits, RequestStore
 from deployments.queue.tables import now, request_io, requests
-from tests.queue.conftest import new_request
+from tests.queue.conftest import MODEL, new_request
 from tests.queue.past import ended
 
 SVD, STABLE = "fal-ai/svd", "fal-ai/stable-video"
 EVERYBODY = Selection(None)
 ALICE = Selection("alice")
+
+
+def unpriced(clips: int, micros: int) -> dict[str, int]:
+    """The money of rows that keep none."""
+    return {"cost_nano_usd": 0, "price_nano_usd": 0, "unpriced_clips": clips, "unpriced_micros": micros}
 
 
 async def test_usage_counts_successes_in_the_bucket_in_which_they_ended(store: RequestStore) -> None:
@@ -33,9 +39,9 @@ async def test_usage_counts_successes_in_the_bucket_in_which_they_ended(store: R
     await store.submit(new_request())
 
     assert await Reports(store.database).usage(EVERYBODY, [100.0, 150.0, 200.0]) == [
-        Used(0, SVD, "alice", None, clips=2, gpu_micros=500_000),
-        Used(1, STABLE, "alice", None, clips=1, gpu_micros=1_000_000),
-        Used(1, SVD, "alice", None, clips=2, gpu_micros=500_000),
+        Used(0, SVD, "alice", None, clips=2, gpu_micros=500_000, **unpriced(2, 500_000)),
+        Used(1, STABLE, "alice", None, clips=1, gpu_micros=1_000_000, **unpriced(1, 1_000_000)),
+        Used(1, SVD, "alice", None, clips=2, gpu_micros=500_000, **unpriced(2, 500_000)),
     ]
 
 
@@ -199,3 +205,29 @@ async def test_erasing_forgets_the_payloads_and_nothing_else(store: RequestStore
     assert past == {mine: (None, None), other: ({"image_url": "data:,"}, {"seed": 7})}
     with pytest.raises(NotFound, match="deleted"):
         await store.output(mine)
+
+
+async def test_spending_tells_what_a_day_took_and_what_is_open(store: RequestStore) -> None:
+    """Of one key: what its successes since a moment are billed, and what waits or runs."""
+    for at, changes in (
+        (99.0, {}),
+        (100.0, {"gpu_seconds": 0.5}),
+        (100.0, {"gpu_seconds": 1.5, "price_nano_usd": 75}),
+        (101.0, {"gpu_seconds": None, "endpoint": STABLE}),
+        (101.0, {"status_code": 500}),
+        (101.0, {"key_id": "bob"}),
+    ):
+        await ended(store, at, **changes)
+    for changes in ({}, {}, {"key_id": "bob"}, {"endpoint": STABLE}):
+        await store.submit(new_request(**changes))
+    await store.claim(MODEL, "owner", BatchLimits())
+    told: Counter[tuple[str, str]] = Counter()
+    for spent in await Reports(store.database).spending("alice", 100.0):
+        told[spent.endpoint, "clips"] += spent.unpriced_clips
+        told[spent.endpoint, "micros"] += spent.unpriced_micros
+        told[spent.endpoint, "price"] += spent.price_nano_usd
+        told[spent.endpoint, "open"] += spent.open
+    of_svd = {(SVD, "clips"): 1, (SVD, "micros"): 500_000, (SVD, "price"): 75, (SVD, "open"): 2}
+    of_stable = {(STABLE, "clips"): 1, (STABLE, "micros"): 0, (STABLE, "price"): 0, (STABLE, "open"): 1}
+    assert told == of_svd | of_stable
+    assert await Reports(store.database).spending("nobody", 100.0) == []

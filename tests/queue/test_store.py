@@ -257,6 +257,14 @@ async def test_sweep_requeues_what_an_expired_dispatcher_held_and_nothing_else(s
     assert not await store.complete(stale, "dead", Outcome(200, {}))
 
 
+async def test_a_sweep_takes_nothing_from_its_owner_whose_lease_has_just_lapsed(store: RequestStore) -> None:
+    await store.submit(new_request())
+    held = await claim_one(store, "a")
+    await expire_lease(store, "a")
+    await store.sweep("a", {held.request_id}, 10)
+    assert await store.complete(held, "a", Outcome(200, {}))
+
+
 async def test_sweep_requeues_what_its_owner_does_not_know_of_after_a_lease(store: RequestStore) -> None:
     known, forgotten = [await store.submit(new_request()) for _ in range(2)]
     for _ in range(2):

@@ -24,6 +24,7 @@ from deployments.queue.secrets import Secrets
 from deployments.queue.store import Outcome, RequestStore
 from deployments.queue.tables import now, request_io, webhooks
 from deployments.queue.webhooks import ATTEMPT_SECONDS, RETRY_SECONDS, Sender
+from deployments.web import Reach
 from tests.conftest import ROOT
 from tests.queue.conftest import new_request
 from tests.queue.test_store import claim_one
@@ -36,9 +37,10 @@ SEND = """
 import asyncio, sys
 from deployments.queue.database import Database
 from deployments.queue.webhooks import Sender
+from deployments.web import Reach
 
 async def send():
-    sender = Sender(await Database.open(sys.argv[1]), True, lease_seconds=1.0, poll_seconds=0.01)
+    sender = Sender(await Database.open(sys.argv[1]), Reach(True), lease_seconds=1.0, poll_seconds=0.01)
     sender.start()
     await asyncio.sleep(60)
 
@@ -55,7 +57,7 @@ def receiver() -> Iterator[Receiver]:
 @asynccontextmanager
 async def sending(store: RequestStore, **options: Any) -> AsyncIterator[Sender]:
     """A sender for the time of a test; it may call the loopback, and looks often."""
-    sender = Sender(store.database, **({"allow_private": True, "poll_seconds": 0.01} | options))
+    sender = Sender(store.database, **({"reach": Reach(allow_private=True), "poll_seconds": 0.01} | options))
     sender.start()
     try:
         yield sender
@@ -382,7 +384,7 @@ async def test_an_answer_that_does_not_end_counts_by_its_status(store: RequestSt
 async def test_a_private_address_is_refused_for_good(store: RequestStore) -> None:
     with run_receiver(8443, 8080, 443, 80) as receiver:  # the ports are allowed
         requests = [await ended(store, f"http://{host}:{receiver.port}/") for host in ("127.0.0.1", "localhost")]
-        async with sending(store, allow_private=False):
+        async with sending(store, reach=Reach()):
             rows = [await settled(store, request) for request in requests]
     for row in rows:
         assert (row.state, row.attempts) == (WebhookState.UNDELIVERED, 1)
@@ -395,7 +397,7 @@ async def test_a_private_address_is_refused_for_good(store: RequestStore) -> Non
 )
 async def test_other_ports_and_networks_are_refused_too(store: RequestStore, url: str) -> None:
     request = await ended(store, url)
-    async with sending(store, allow_private=False):
+    async with sending(store, reach=Reach()):
         row = await settled(store, request)
     assert (row.state, row.error) == (WebhookState.UNDELIVERED, "this address is not allowed")
 
