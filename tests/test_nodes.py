@@ -253,7 +253,8 @@ def test_death_of_rays_head_loses_nothing(tmp_path: Path) -> None:
     """F26. What runs ends, what is accepted waits for the next start: nothing of a request is in Ray's memory."""
     config, port = tmp_path / "config.yaml", free_port()
     write_config(config, {})
-    server = start_server(tmp_path, port, config)
+    # Ray ends every process that has been without a GCS for a minute, which on a slow machine is not long enough.
+    server = start_server(tmp_path, port, config, {"RAY_gcs_rpc_server_reconnect_timeout_s": "300"})
     cluster = Cluster(server, {})
     running = start_work(cluster, LONG)
     tree = psutil.Process(server.process.pid).children(recursive=True)

@@ -60,11 +60,13 @@ async def check_next(decoder: Decoder) -> None:
 
 
 async def fork_of(pid: int) -> psutil.Process:
-    """The fork that a child keeps ready."""
+    """The fork that a child keeps ready, once its walls stand: it puts them up itself, after it has begun to be."""
     async with asyncio.timeout(PATIENCE):
         while not (forks := psutil.Process(pid).children()):
             await asyncio.sleep(0.01)
-    [fork] = forks
+        [fork] = forks
+        while sys.platform == "linux" and fork.rlimit(psutil.RLIMIT_CPU)[1] == resource.RLIM_INFINITY:  # the last
+            await asyncio.sleep(0.01)
     return fork
 
 
