@@ -42,6 +42,9 @@ class Authority:
         """TLS as one of the hosts, speaking HTTP/1.1: that is what is piped on."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.set_alpn_protocols(["http/1.1"])
+        # A ticket for a later session would be read by one thread of a client while another writes its first request;
+        # Python's ssl loses that request now and then, when websockets' threads share a connection.
+        context.num_tickets = 0
         self._leaf.configure_cert(context)
         return context
 
