@@ -36,11 +36,9 @@ PAGE = """<!doctype html>
 </head>
 <body>
   <header><nav aria-label="Endpoints">{links}</nav></header>
-  <main>
-    <article>
+  <article>
 {content}
-    </article>
-  </main>
+  </article>
 </body>
 </html>
 """
