@@ -36,15 +36,17 @@ from deployments.gateway.headers import Headers
 from deployments.gateway.health_routes import NotReady, health_router
 from deployments.gateway.hosts import FalHosts, RequestIds
 from deployments.gateway.limits import Limiter
-from deployments.gateway.load_routes import Runners, no_runners
 from deployments.gateway.measured import Measured, telemetry
 from deployments.gateway.metrics_routes import metrics_router
+from deployments.gateway.pace import pace_router
 from deployments.gateway.page_routes import page_router
 from deployments.gateway.platform_routes import platform_router
 from deployments.gateway.polls import Polls
 from deployments.gateway.queue_routes import queue_router
 from deployments.gateway.realtime_routes import realtime_router
 from deployments.gateway.run_routes import run_router
+from deployments.gateway.runners import Runners, no_runners
+from deployments.gateway.same_user import own_key_router
 from deployments.gateway.sample import keep_sample
 from deployments.gateway.service import Service
 from deployments.gateway.stream_routes import stream_router
@@ -166,7 +168,9 @@ def create_api(
             health_router(store, storage, not_ready),
             metrics_router(service, runners),
             document_router(service),
-            page_router(service),  # after the documents: it takes every path below /models
+            pace_router(service, runners),
+            own_key_router(key, public_url),
+            page_router(service),  # after these: it takes every path below /models and /playground
             upload_router(service),
             file_router(service),  # after the uploads: it takes every path below /files
             access_router(service),

@@ -36,9 +36,11 @@ PAGE = """<!doctype html>
 </head>
 <body>
   <header><nav aria-label="Endpoints">{links}</nav></header>
-  <article>
+  <main>
+    <article>
 {content}
-  </article>
+    </article>
+  </main>
 </body>
 </html>
 """

@@ -32,14 +32,17 @@ FILE_HEADERS: Mapping[str, str] = {
 
 
 def page_headers(public_url: str) -> dict[str, str]:
-    """Of a page, which may call us, by whatever name it was opened. A clip may be in a bucket, whose address is any."""
+    """Of a page, which may call us, by whatever name it was opened.
+
+    What it shows may be anywhere: a picture where its user found it, a clip in a bucket, both in its own memory.
+    """
     policy = {
         "default-src": "'none'",
         "script-src": "'self'",
         "style-src": "'self'",
         "connect-src": f"'self' {public_url}/",
-        "img-src": "'self' data:",
-        "media-src": "'self' https: http:",
+        "img-src": "'self' data: blob: https: http:",
+        "media-src": "'self' blob: https: http:",
         "form-action": "'none'",
         "base-uri": "'none'",
         "frame-ancestors": "'none'",

@@ -5,10 +5,8 @@ An application is ``owner/alias``; the endpoints below it count together.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 
 from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse
@@ -16,24 +14,15 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, gen
 
 from deployments.errors import NotFound
 from deployments.gateway.auth import Caller
+from deployments.gateway.recent import Lately
+from deployments.gateway.runners import Runners, by_kind
 from deployments.gateway.service import Service, app_id
 from deployments.queue.reports import LATENCY_SECONDS, Load
-
-Runners = Callable[[], Awaitable[Mapping[str, Mapping[str, int]]]]
-"""For each deployment, how many replicas it has in each of Serve's states."""
-
-
-async def no_runners() -> Mapping[str, Mapping[str, int]]:
-    """Where nobody counts them."""
-    return {}
-
 
 SCRAPE_SECONDS = 10.0
 """How long an answer to Prometheus is good for, as on fal."""
 
 SUBMIT = "POST"
-_KINDS = {"RUNNING": "ready", "STARTING": "pending", "UPDATING": "pending", "RECOVERING": "pending"}
-"""Serve's states of a replica; in any other one it is on its way out."""
 
 
 def load_router(service: Service, runners: Runners) -> APIRouter:
@@ -63,17 +52,11 @@ class Metrics:
         """Read the rows of a service, and ask ``runners`` for its replicas."""
         self._service = service
         self._runners = runners
-        self._text = b""
-        self._read_at = -SCRAPE_SECONDS
-        self._lock = asyncio.Lock()
-
-    async def text(self) -> bytes:
+        self.text = Lately(self._read, SCRAPE_SECONDS)
         """The metrics in Prometheus' text format."""
-        async with self._lock:
-            if time.monotonic() - self._read_at >= SCRAPE_SECONDS:
-                self._text = generate_latest(_registry(await self._loads(), await self._replicas()))
-                self._read_at = time.monotonic()
-        return self._text
+
+    async def _read(self) -> bytes:
+        return generate_latest(_registry(await self._loads(), await self._replicas()))
 
     async def _loads(self) -> dict[str, list[Load]]:
         """What every application does, one that does nothing included."""
@@ -87,9 +70,7 @@ class Metrics:
         counts = await self._runners()
         found: dict[str, Counter[str]] = {}
         for endpoint in self._service.endpoints.values():
-            states = found.setdefault(app_id(endpoint.id), Counter())
-            for state, replicas in counts.get(endpoint.deployment, {}).items():
-                states[_KINDS.get(state, "leaving")] += replicas
+            found.setdefault(app_id(endpoint.id), Counter()).update(by_kind(counts.get(endpoint.deployment, {})))
         return found
 
 

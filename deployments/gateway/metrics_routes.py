@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
@@ -27,7 +26,8 @@ from deployments import metrics
 from deployments.costs import MICRO, NANO
 from deployments.errors import Unavailable
 from deployments.gateway.auth import Caller
-from deployments.gateway.load_routes import Runners
+from deployments.gateway.recent import Lately
+from deployments.gateway.runners import Census, Replicas, Runners
 from deployments.gateway.service import Service
 from deployments.metrics import Counter, Gauge, Histogram
 from deployments.models.base import Endpoint
@@ -41,15 +41,11 @@ logger = logging.getLogger(__name__)
 READ_SECONDS = 1.0
 """How long an answer is good for: several who scrape cost what one does."""
 
-REPLICAS_SECONDS = 4.0
-"""How long Serve may take to count its replicas. Then the answer goes without them."""
-
 STATES = ("STARTING", "UPDATING", "RECOVERING", "RUNNING", "STOPPING", "PENDING_MIGRATION")
 """Serve's states of a replica."""
 
 PRIORITIES = {priority: priority.name.lower() for priority in Priority}
 
-Replicas = Mapping[str, Mapping[str, int]]
 Labels = TypeVar("Labels", bound=tuple[str, ...])
 
 
@@ -73,20 +69,13 @@ class Scrape:
         """Count the rows of a service, and ask ``runners`` for its replicas."""
         self._endpoints = service.endpoints
         self._counts = Counts(service.store.database)
-        self._runners = runners
-        self._asking: asyncio.Task[Replicas] | None = None
-        self._text = b""
-        self._read_at = -READ_SECONDS
-        self._lock = asyncio.Lock()
-
-    async def text(self) -> bytes:
+        self._census = Census(runners)
+        self.text = Lately(self._read, READ_SECONDS)
         """The metrics in Prometheus' text format."""
-        async with self._lock:
-            if time.monotonic() - self._read_at >= READ_SECONDS:
-                totals, replicas = await asyncio.gather(self._totals(), self._replicas())
-                self._text = text(self._endpoints, totals, replicas)
-                self._read_at = time.monotonic()
-        return self._text
+
+    async def _read(self) -> bytes:
+        totals, replicas = await asyncio.gather(self._totals(), self._census())
+        return text(self._endpoints, totals, replicas)
 
     async def _totals(self) -> Totals | None:
         try:
@@ -94,22 +83,6 @@ class Scrape:
         except Unavailable as error:
             logger.warning("the rows could not be counted: %s", error)
             return None
-
-    async def _replicas(self) -> Replicas | None:
-        """Ask Serve, one question at a time: a cluster whose head has died answers none."""
-        self._asking = self._asking or asyncio.create_task(_ask(self._runners))
-        await asyncio.wait([self._asking], timeout=REPLICAS_SECONDS)
-        if not self._asking.done():
-            return None
-        asking, self._asking = self._asking, None
-        if error := asking.exception():
-            logger.warning("the replicas could not be counted", exc_info=error)
-            return None
-        return asking.result()
-
-
-async def _ask(runners: Runners) -> Replicas:
-    return await runners()
 
 
 def text(endpoints: Mapping[str, Endpoint], totals: Totals | None, replicas: Replicas | None) -> bytes:

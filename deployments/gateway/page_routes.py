@@ -1,29 +1,62 @@
-"""The playground: a page for each endpoint, drawn from its input schema."""
+"""The playground: a page for each endpoint, drawn from its input schema, and one for whoever operates the service.
+
+template ──▶ title, model (what the page's script works with) ──▶ HTML
+FOLDER ──▶ /playground/…: scripts, style and pictures, packed for who asks and sent again only when they change
+"""
 
 from __future__ import annotations
 
 import html
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import Receive, Scope, Send
 
 from deployments.errors import NotFound
 from deployments.gateway.headers import page_headers
 from deployments.gateway.service import Service
+from deployments.gateway.wire import price_body
+from deployments.models.base import FRAMES, Endpoint, VideoConfig
 
 FOLDER = Path(__file__).parent / "playground"
-
+ASSETS = "/playground"
 
 SHOWN_ANYWHERE = {"cache-control": "no-cache", "cross-origin-resource-policy": "cross-origin"}
 """Headers of what any page may show, and a browser asks for again each time."""
 
+PICTURES = {
+    "boat": "A boat on a lake",
+    "hills": "Hills at sunrise",
+    "balloon": "A balloon over a valley",
+    "tea": "A cup of tea by the window",
+}
+"""The pictures to try, by the name of their file (made by ``artwork``), and what they show."""
+
+PROMPTS = {
+    "boat": ("A boat at sunrise", "A red boat on a calm lake at sunrise, mist over the water"),
+    "city": ("A city in the rain", "A city street at night in the rain, neon signs reflected on wet asphalt"),
+    "forest": ("A forest in autumn", "Sunbeams falling through a forest in autumn, leaves drifting down"),
+    "sea": ("Waves on a cliff", "Waves breaking on a cliff with a lighthouse, storm clouds, cinematic"),
+}
+"""The prompts to try: their name, and their title and text."""
+
+_PLACE = re.compile(r"\{\{(\w+)\}\}")
+
 
 class Assets(StaticFiles):
-    """What pages are made of, and the sample picture, which pages of others may show."""
+    """What pages are made of, and the pictures to try, which pages of others may show."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one HTTP request. A head is that of the whole answer, packed or not; the server leaves out the rest."""
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        await super().__call__({**scope, "method": method}, receive, send)
 
     def file_response(self, *args: Any, **options: Any) -> Response:
         """Answer with a file, which is sent only when it has changed."""
@@ -35,13 +68,27 @@ class Assets(StaticFiles):
 def page_router(service: Service) -> APIRouter:
     """The playground's routes. A page holds no secret; the calls it makes carry the key."""
     router = APIRouter()
-    template = (FOLDER / "index.html").read_text()
+    templates = {name: (FOLDER / f"{name}.html").read_text() for name in ("index", "operator")}
     picture = (FOLDER / "icon.svg").read_bytes()
     first = next(iter(service.endpoints))
+    shared = {
+        "endpoints": [
+            {"id": each.id, "title": each.title, "description": each.description} for each in service.endpoints.values()
+        ],
+        "public_url": service.public_url,
+    }
+
+    def page_of(template: str, title: str, model: Mapping[str, Any]) -> Response:
+        text = fill(templates[template], title, {**model, **shared})
+        return HTMLResponse(text, headers=page_headers(service.public_url))
 
     @router.get("/")
     async def home() -> Response:
         return RedirectResponse(f"/models/{first}")
+
+    @router.get("/operator")
+    async def operator() -> Response:
+        return page_of("operator", "Operator", {})
 
     @router.get("/favicon.ico")
     async def icon() -> Response:
@@ -53,15 +100,37 @@ def page_router(service: Service) -> APIRouter:
         endpoint = service.endpoints.get(endpoint_id)
         if endpoint is None:
             raise NotFound(f"Path /models/{endpoint_id} not found")
-        model = {
-            "id": endpoint_id,
-            "result": endpoint.result_key,
-            "schema": endpoint.Input.model_json_schema(),
-            "endpoints": list(service.endpoints),
-        }
-        embedded = json.dumps(model).replace("<", "\\u003c")  # nothing in it may end the script element
-        text = template.replace("{{title}}", html.escape(endpoint.title)).replace("{{model}}", embedded)
-        return HTMLResponse(text, headers=page_headers(service.public_url))
+        return page_of("index", endpoint.title, _model(endpoint))
 
-    router.mount("/playground", Assets(directory=FOLDER))
+    router.mount(ASSETS, GZipMiddleware(Assets(directory=FOLDER)))
     return router
+
+
+def fill(template: str, title: str, model: Mapping[str, Any]) -> str:
+    """A page with its title, and with its model as JSON, nothing in which may end the script element that holds it."""
+    parts = {"title": html.escape(title), "model": json.dumps(model).replace("<", "\\u003c")}
+    return _PLACE.sub(lambda place: parts[place[1]], template)
+
+
+def _model(endpoint: Endpoint) -> dict[str, Any]:
+    """What a page knows of its endpoint."""
+    config = endpoint.config
+    return {
+        "id": endpoint.id,
+        "title": endpoint.title,
+        "description": endpoint.description,
+        "category": endpoint.category,
+        "result": endpoint.result_key,
+        "schema": endpoint.Input.model_json_schema(),
+        "price": price_body(endpoint),
+        "sizes": [[size.width, size.height] for size in config.sizes] if isinstance(config, VideoConfig) else [],
+        "frames": FRAMES,
+        "examples": _examples(endpoint),
+    }
+
+
+def _examples(endpoint: Endpoint) -> list[dict[str, str]]:
+    """What a newcomer may try: pictures, or prompts."""
+    if "prompt" in endpoint.Input.model_fields:
+        return [{"name": name, "title": title, "prompt": text} for name, (title, text) in PROMPTS.items()]
+    return [{"name": name, "title": title, "url": f"{ASSETS}/examples/{name}.jpg"} for name, title in PICTURES.items()]

@@ -23,11 +23,13 @@ from deployments.gateway.auth import Caller
 from deployments.gateway.bodies import MOST_BYTES_OF_A_FORM, read_json
 from deployments.gateway.cost_routes import cost_router
 from deployments.gateway.key_routes import key_router
-from deployments.gateway.load_routes import Runners, load_router
+from deployments.gateway.load_routes import load_router
 from deployments.gateway.openapi import openapi_of
 from deployments.gateway.platform import MOST_ENDPOINTS, EndpointId, EndpointIds, Listed, Paged
 from deployments.gateway.report_routes import report_router
+from deployments.gateway.runners import Runners
 from deployments.gateway.service import Service, app_id
+from deployments.gateway.wire import price_body
 from deployments.models.base import Endpoint
 from deployments.models.charges import CURRENCY, charge
 from deployments.queue.reports import EVER, Selection
@@ -135,7 +137,7 @@ def _model_router(service: Service) -> APIRouter:
     @router.get("/pricing")
     async def pricing(query: Annotated[PricingQuery, Query()], caller: Caller = authenticated) -> Response:
         asked = [_known(service, id) for id in query.endpoint_id] or list(service.endpoints.values())
-        page, rest = query.cut([_price(endpoint) for endpoint in asked if endpoint.unit_price is not None])
+        page, rest = query.cut([{"endpoint_id": each.id, **price} for each in asked if (price := price_body(each))])
         return JSONResponse({"prices": page, **rest})
 
     @router.post("/pricing/estimate")
@@ -182,12 +184,6 @@ def _metadata(service: Service, endpoint: Endpoint, started_at: str) -> dict[str
         "stream_url": f"{url}/{endpoint.id}/stream",
         "pinned": False,
     }
-
-
-def _price(endpoint: Endpoint) -> dict[str, Any]:
-    assert endpoint.unit_price is not None
-    price = {"unit_price": float(endpoint.unit_price), "unit": endpoint.unit, "currency": CURRENCY}
-    return {"endpoint_id": endpoint.id, **price}
 
 
 def _known(service: Service, endpoint_id: str) -> Endpoint:

@@ -93,7 +93,8 @@ def queue_router(service: Service) -> APIRouter:
 async def _status(service: Service, request: InferenceRequest, with_logs: bool, skip: int = 0) -> dict[str, Any]:
     waits = request.status == RequestStatus.IN_QUEUE
     position = await service.positions.ahead(request) if waits else None
-    logs = await service.store.logs(request.id, skip) if with_logs else None
+    lines = await service.store.logs(request.id, skip) if with_logs else None
+    logs = None if lines is None else [wire.log_body(line, service.preview_url(line)) for line in lines]
     return wire.status_body(request, service.urls(request), position, logs)
 
 

@@ -29,6 +29,7 @@ class Named(Protocol):
 
 
 Row = TypeVar("Row", bound=Named)
+Value = TypeVar("Value")
 
 
 class Recent(Generic[Row]):
@@ -88,3 +89,27 @@ class Recent(Generic[Row]):
 
     def _is_older_than(self, seconds: float) -> bool:
         return self._read_at <= self._forgotten_at or time.monotonic() - self._read_at >= seconds
+
+
+class Lately(Generic[Value]):
+    """What is read for all who ask, and no more often than once in so many seconds."""
+
+    def __init__(self, read: Callable[[], Awaitable[Value]], seconds: float) -> None:
+        """Hold what this reads. Nothing is read yet."""
+        self._read = read
+        self._seconds = seconds
+        self._reading: asyncio.Future[Value] | None = None
+        self._begun = 0.0
+
+    async def __call__(self) -> Value:
+        """What was read lately. A failure is that of all who waited for it, and of nobody who comes later."""
+        if self._reading is None or self._is_over(self._reading):
+            self._begun = time.monotonic()
+            self._reading = asyncio.ensure_future(self._read())
+        return await asyncio.shield(self._reading)
+
+    def _is_over(self, reading: asyncio.Future[Value]) -> bool:
+        if not reading.done():
+            return False
+        failed = reading.cancelled() or reading.exception() is not None
+        return failed or time.monotonic() - self._begun >= self._seconds

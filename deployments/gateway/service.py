@@ -26,7 +26,7 @@ from deployments.models.base import Endpoint
 from deployments.queue.files import FileRecord, Files
 from deployments.queue.keys import Keys
 from deployments.queue.reports import Reports
-from deployments.queue.request import InferenceRequest, NewRequest
+from deployments.queue.request import InferenceRequest, LogLine, NewRequest
 from deployments.queue.store import RequestStore
 from deployments.queue.watch import Changes, Positions
 from deployments.storage import FileStorage, Stat, without_secrets
@@ -201,6 +201,10 @@ class Service:
         endpoint = self.endpoints.get(request.endpoint)  # results outlive an endpoint that is no longer served
         units = endpoint.billable_units(request.gpu_seconds or 0.0) if endpoint else 0.0
         return result_response(request, await self.store.output(request.id), units)
+
+    def preview_url(self, line: LogLine) -> str | None:
+        """Where the picture is that goes with a line of a log; None where none does."""
+        return self.storage.url_of(line.preview) if line.preview else None
 
     def urls(self, request: InferenceRequest) -> dict[str, str]:
         """Where to follow a request."""

@@ -95,15 +95,11 @@ async def _progress(service: Service, request: InferenceRequest, lines: list[Log
     """What is new: the place in the queue, or what the log tells of the work."""
     if request.status == RequestStatus.IN_QUEUE:
         return [await _waiting(service, request)]
-    return [{"status": "IN_PROGRESS", **_shown(service, line)} for line in lines]
+    return [{"status": "IN_PROGRESS", **wire.progress_body(line, service.preview_url(line))} for line in lines]
 
 
 async def _waiting(service: Service, request: InferenceRequest) -> dict[str, Any]:
     return {"status": request.status, "queue_position": await service.positions.ahead(request)}
-
-
-def _shown(service: Service, line: LogLine) -> dict[str, Any]:
-    return wire.progress_body(line, service.storage.url_of(line.preview) if line.preview else None)
 
 
 async def _last(service: Service, request: InferenceRequest) -> Any:

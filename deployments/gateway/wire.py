@@ -11,6 +11,8 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 from deployments.errors import ConcurrentRequestsLimit, PlatformError, ServingError, StartTimeout
+from deployments.models.base import Endpoint
+from deployments.models.charges import CURRENCY
 from deployments.queue.request import InferenceRequest, LogLine, RequestStatus
 
 REQUEST_ID = "x-fal-request-id"
@@ -32,7 +34,7 @@ def request_urls(base: str, app: str, request_id: str) -> dict[str, str]:
 
 
 def status_body(
-    request: InferenceRequest, urls: Mapping[str, str], position: int | None, logs: Sequence[LogLine] | None
+    request: InferenceRequest, urls: Mapping[str, str], position: int | None, logs: Sequence[Mapping[str, Any]] | None
 ) -> dict[str, Any]:
     """The status of a request.
 
@@ -40,14 +42,14 @@ def status_body(
         request: The request.
         urls: From ``request_urls``.
         position: How many go before it; read only while it waits.
-        logs: Its log, or None where it was not asked for. The key is there all the same: clients insist.
+        logs: Its log (``log_body``), or None where it was not asked for. The key is there all the same: clients insist.
     """
     body: dict[str, Any] = {
         "status": request.status,
         "request_id": request.id,
         "gateway_request_id": request.gateway_request_id,
         **urls,
-        "logs": None if logs is None else [_log_body(line) for line in logs],
+        "logs": logs,
     }
     if request.status == RequestStatus.IN_QUEUE:
         body["queue_position"] = position
@@ -88,7 +90,30 @@ def event(body: Any) -> str:
 def progress_body(line: LogLine, preview_url: str | None) -> dict[str, Any]:
     """What a line of the log tells of the work, and a picture of it where there is one."""
     body: dict[str, Any] = {"message": line.message, "progress": line.progress}
-    return body if preview_url is None else {**body, "preview": {"url": preview_url, "content_type": "image/jpeg"}}
+    return body | _preview(preview_url)
+
+
+def log_body(line: LogLine, preview_url: str | None) -> dict[str, Any]:
+    """A line of the log in a status, with how far the work was, and a picture of it, where it tells so."""
+    timestamp = datetime.fromtimestamp(line.at, UTC).isoformat(timespec="microseconds")
+    body: dict[str, Any] = {
+        "message": line.message,
+        "level": line.level,
+        "source": "USER",
+        "timestamp": timestamp.replace("+00:00", "Z"),
+    }
+    return body | ({} if line.progress is None else {"progress": line.progress}) | _preview(preview_url)
+
+
+def price_body(endpoint: Endpoint) -> dict[str, Any] | None:
+    """What a unit of an endpoint costs; None where no price is published."""
+    if endpoint.unit_price is None:
+        return None
+    return {"unit_price": float(endpoint.unit_price), "unit": endpoint.unit, "currency": CURRENCY}
+
+
+def _preview(url: str | None) -> dict[str, Any]:
+    return {} if url is None else {"preview": {"url": url, "content_type": "image/jpeg"}}
 
 
 def _error_headers(error_type: str | None) -> dict[str, str]:
@@ -102,14 +127,3 @@ def _error_headers(error_type: str | None) -> dict[str, str]:
     if error_type == ConcurrentRequestsLimit.type:
         headers["x-fal-needs-retry"] = "1"
     return headers
-
-
-def _log_body(line: LogLine) -> dict[str, Any]:
-    timestamp = datetime.fromtimestamp(line.at, UTC).isoformat(timespec="microseconds")
-    body = {
-        "message": line.message,
-        "level": line.level,
-        "source": "USER",
-        "timestamp": timestamp.replace("+00:00", "Z"),
-    }
-    return body if line.progress is None else {**body, "progress": line.progress}

@@ -7,19 +7,18 @@ import subprocess
 import time
 from typing import Any
 
-import pytest
 from fastapi.routing import iter_route_contexts
 from prometheus_client.parser import text_string_to_metric_families
 
 from deployments import metrics
 from deployments.gateway.measured import METHODS, NO_ROUTE, OTHER_METHOD
-from deployments.gateway.metrics_routes import STATES
+from deployments.gateway.metrics_routes import READ_SECONDS, STATES
 from deployments.queue.keys import Keys, Scope
 from deployments.queue.request import Priority
 from deployments.queue.store import RequestStore
 from deployments.storage import FileStorage
 from tests.conftest import need
-from tests.gateway.conftest import SVD, Gateway, messages, open_gateway, served_endpoints
+from tests.gateway.conftest import SVD, Clock, Gateway, messages, open_gateway, served_endpoints
 from tests.observing import Kept
 from tests.queue.conftest import bring_back, take_away
 from tests.queue.past import ended
@@ -174,17 +173,18 @@ async def test_without_the_database_it_says_so_and_guesses_nothing(store: Reques
     assert away.keys() == {"svd_replicas"}
 
 
-async def test_two_gateways_say_the_same(gateway: Gateway, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_two_gateways_say_the_same(gateway: Gateway, sqlite_url: str, clock: Clock) -> None:
     """One that has counted all the while, and one that has just started."""
-    monkeypatch.setattr("deployments.gateway.metrics_routes.READ_SECONDS", 0.0)
     at = time.time()
     await scrape(gateway)
     for number in range(50):
         spent = {"gpu_seconds": 0.1 * number, "cost_nano_usd": number}
         await ended(gateway.store, at - number, status_code=(200, 422, 500)[number % 3], **spent)
         if number % 20 == 0:
+            clock.now += READ_SECONDS
             await scrape(gateway)
 
+    clock.now += READ_SECONDS
     assert await scrape(gateway) == await another(gateway, sqlite_url)
 
 

@@ -1,17 +1,30 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
+from io import BytesIO
 from typing import Any, ClassVar
 
 import pytest
+from PIL import Image
 from pydantic import Field
 
+from artwork.canvas import MOST_BYTES
+from deployments.gateway.page_routes import fill
 from deployments.models.base import Endpoint, VideoConfig, VideoInput
 from deployments.models.stable_video import StableVideo, StableVideoInput
 from deployments.queue.store import RequestStore
 from deployments.storage import FileStorage
-from tests.gateway.conftest import STABLE_VIDEO, Gateway, open_gateway, served_endpoints
+from tests.gateway.conftest import (
+    STABLE_VIDEO,
+    SVD,
+    TEXT_TO_VIDEO,
+    URL,
+    Gateway,
+    open_gateway,
+    served_endpoints,
+)
 
 HOSTILE = "</script></h1><script>alert(1)</script><!--"
 
@@ -26,12 +39,13 @@ class Hostile(StableVideo):
 
 
 class Page(HTMLParser):
-    """A page as a browser reads it: its scripts, its heading and its embedded model."""
+    """A page as a browser reads it: its scripts, all that it loads, its title and its embedded model."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.scripts: list[dict[str, str | None]] = []
-        self.heading = self._embedded = ""
+        self.assets: list[str] = []
+        self.title = self._embedded = ""
         self._inside: str | None = None
         self.feed(text)
         self.model: dict[str, Any] = json.loads(self._embedded)
@@ -39,6 +53,8 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "script":
             self.scripts.append(dict(attrs))
+        if tag in ("script", "link", "img"):
+            self.assets += [value for name, value in attrs if name in ("src", "href") and value]
         self._inside = dict(attrs).get("id") or tag
 
     def handle_endtag(self, tag: str) -> None:
@@ -47,34 +63,120 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._inside == "model":
             self._embedded += data
-        if self._inside == "h1":
-            self.heading += data
+        if self._inside == "title":
+            self.title += data
 
 
 @pytest.mark.parametrize("id", served_endpoints())
-async def test_every_endpoint_has_a_page_that_holds_its_schema(gateway: Gateway, id: str) -> None:
+async def test_every_endpoint_has_a_page_that_holds_what_it_takes(gateway: Gateway, id: str) -> None:
     endpoint = served_endpoints()[id]
     reply = await gateway.client.get(f"/models/{id}", headers={"authorization": ""})
 
-    page = Page(reply.text)
+    model = Page(reply.text).model
     assert reply.status_code == 200
     assert reply.headers["content-type"].startswith("text/html")
-    assert page.heading == endpoint.title
-    assert page.model == {
-        "id": id,
-        "result": endpoint.result_key,
-        "schema": endpoint.Input.model_json_schema(),
-        "endpoints": list(served_endpoints()),
+    assert endpoint.title in reply.text
+    assert model["schema"] == endpoint.Input.model_json_schema()
+    told = {"id": id, "title": endpoint.title, "description": endpoint.description, "category": endpoint.category}
+    told |= {"result": endpoint.result_key, "frames": 25, "public_url": URL}
+    assert told.items() <= model.items()
+    assert model["endpoints"] == [
+        {"id": each.id, "title": each.title, "description": each.description} for each in served_endpoints().values()
+    ]
+
+
+async def test_a_page_knows_the_price_and_the_sizes(gateway: Gateway) -> None:
+    stable_video, svd, painter = [
+        Page((await gateway.client.get(f"/models/{id}")).text).model for id in (STABLE_VIDEO, SVD, TEXT_TO_VIDEO)
+    ]
+
+    assert stable_video["price"] == {"unit_price": 0.075, "unit": "video", "currency": "USD"}
+    assert svd["price"] == {"unit_price": 0.0, "unit": "compute second", "currency": "USD"}
+    assert painter["price"] is None
+    assert svd["sizes"] == [[112, 64], [64, 112], [80, 80]]
+    assert painter["sizes"] == []
+
+
+async def test_a_newcomer_finds_pictures_to_try(gateway: Gateway) -> None:
+    model = Page((await gateway.client.get(f"/models/{SVD}")).text).model
+
+    assert len(model["examples"]) >= 3
+    for example in model["examples"]:
+        assert example["title"]
+        reply = await gateway.client.get(example["url"], headers={"authorization": ""})
+        assert (reply.status_code, reply.headers["content-type"]) == (200, "image/jpeg")
+        assert len(reply.content) <= MOST_BYTES
+        with Image.open(BytesIO(reply.content)) as picture:
+            assert max(picture.size) == 640
+
+
+async def test_a_newcomer_finds_prompts_to_try(gateway: Gateway) -> None:
+    model = Page((await gateway.client.get(f"/models/{TEXT_TO_VIDEO}")).text).model
+
+    assert len(model["examples"]) >= 3
+    for example in model["examples"]:
+        assert example.keys() == {"name", "title", "prompt"}
+        served_endpoints()[TEXT_TO_VIDEO].Input.model_validate({"prompt": example["prompt"]})
+
+
+async def test_the_operators_page_holds_the_endpoints_and_no_secret(gateway: Gateway) -> None:
+    reply = await gateway.client.get("/operator", headers={"authorization": ""})
+
+    model = Page(reply.text).model
+    assert reply.status_code == 200
+    assert model.keys() == {"endpoints", "public_url"}
+    assert [each["id"] for each in model["endpoints"]] == list(served_endpoints())
+
+
+@pytest.mark.parametrize("path", [f"/models/{STABLE_VIDEO}", "/operator"])
+async def test_a_page_needs_nothing_but_what_is_served_beside_it(gateway: Gateway, path: str) -> None:
+    reply = await gateway.client.get(path)
+    page = Page(reply.text)
+
+    assert page.assets
+    assert not [asset for asset in page.assets if not re.match(r"/[a-z]", asset)]
+    for asset in page.assets:
+        assert (await gateway.client.get(asset)).status_code == 200, asset
+    inline = [script for script in page.scripts if "src" not in script]
+    assert inline == [{"id": "model", "type": "application/json"}]
+
+
+async def test_a_page_may_run_and_call_nothing_else(gateway: Gateway) -> None:
+    headers = (await gateway.client.get(f"/models/{STABLE_VIDEO}")).headers
+    policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+
+    assert policy == {
+        "default-src": "'none'",
+        "script-src": "'self'",
+        "style-src": "'self'",
+        "connect-src": f"'self' {URL}/",
+        "img-src": "'self' data: blob: https: http:",
+        "media-src": "'self' blob: https: http:",
+        "form-action": "'none'",
+        "base-uri": "'none'",
+        "frame-ancestors": "'none'",
     }
 
 
-async def test_a_page_needs_nothing_but_what_is_served_beside_it(gateway: Gateway) -> None:
-    page = Page((await gateway.client.get(f"/models/{STABLE_VIDEO}")).text)
+async def test_a_script_is_packed_and_sent_again_only_when_it_changes(gateway: Gateway) -> None:
+    packed = await gateway.client.get("/playground/app.js", headers={"accept-encoding": "gzip"})
+    plain = await gateway.client.get("/playground/app.js", headers={"accept-encoding": "identity"})
 
-    assert [script.get("src") for script in page.scripts] == [None, "/playground/app.js"]
-    for name, content_type in (("app.js", "javascript"), ("style.css", "text/css")):
-        reply = await gateway.client.get(f"/playground/{name}")
-        assert (reply.status_code, content_type in reply.headers["content-type"]) == (200, True)
+    assert packed.headers["content-encoding"] == "gzip"
+    assert "Accept-Encoding" in packed.headers["vary"]
+    assert packed.text == plain.text
+    assert packed.headers["cache-control"] == "no-cache"
+    known = {"if-none-match": packed.headers["etag"], "accept-encoding": "gzip"}
+    again = await gateway.client.get("/playground/app.js", headers=known)
+    assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["cache-control"] == "no-cache"
+    other = await gateway.client.get("/playground/app.js", headers={"if-none-match": '"another"'})
+    assert other.status_code == 200
+
+
+async def test_a_picture_is_not_packed_again(gateway: Gateway) -> None:
+    reply = await gateway.client.get("/playground/sample.jpg", headers={"accept-encoding": "gzip"})
+    assert (reply.status_code, "content-encoding" in reply.headers) == (200, False)
 
 
 async def test_a_browser_that_shows_a_file_in_a_sandbox_may_have_the_icon(gateway: Gateway) -> None:
@@ -91,9 +193,14 @@ async def test_nothing_in_a_schema_or_title_becomes_part_of_the_page(store: Requ
 
     page = Page(text)
     assert "<script>alert" not in text
-    assert len(page.scripts) == 2
-    assert page.heading == HOSTILE
+    assert len([script for script in page.scripts if "src" not in script]) == 1
+    assert page.title.startswith(HOSTILE)
+    assert page.model["title"] == HOSTILE
     assert page.model["schema"]["properties"]["other"]["description"] == HOSTILE
+
+
+def test_a_title_that_looks_like_a_place_in_a_template_is_a_title() -> None:
+    assert fill("<h1>{{title}}</h1>{{model}}", "{{model}}", {"a": 1}) == '<h1>{{model}}</h1>{"a": 1}'
 
 
 @pytest.mark.parametrize("id", ["fal-ai/unknown", "", "fal-ai/svd/", "%3Cscript%3E"])

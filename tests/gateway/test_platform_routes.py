@@ -26,6 +26,7 @@ from tests.gateway.conftest import (
     SVD,
     TEXT_TO_VIDEO,
     URL,
+    Clock,
     Gateway,
     open_gateway,
     served_endpoints,
@@ -897,11 +898,12 @@ def test_a_running_service_counts_its_replicas(server: Server) -> None:
     assert runners == {STABLE_VIDEO: 1, SVD: 1, FAST: 2}  # the fast one's application has a painter too
 
 
-async def test_metrics_are_read_once_in_ten_seconds(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_metrics_are_read_once_in_ten_seconds(gateway: Gateway, clock: Clock) -> None:
     first = await scrape(gateway)
     await gateway.submit()
+    clock.now += 9.9
     assert await scrape(gateway) == first
-    monkeypatch.setattr("deployments.gateway.load_routes.SCRAPE_SECONDS", 0.0)
+    clock.now += 0.1
     assert (await scrape(gateway))["queue_size", (("application", SVD),)] == 1
 
 
@@ -932,5 +934,5 @@ async def test_an_unexpected_error_has_the_same_form(gateway: Gateway, monkeypat
     def fail(*arguments: Any) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr("deployments.gateway.platform_routes._price", fail)
+    monkeypatch.setattr("deployments.gateway.platform_routes.price_body", fail)
     assert told(await gateway.client.get("/v1/models/pricing"), 500, "server_error") == "Internal error"

@@ -4,12 +4,14 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 import pytest
 
 from deployments.gateway.bodies import MOST_BYTES
+from deployments.models.messages import StoredFile
 from deployments.models.svd import SVD as SVDEndpoint
 from deployments.models.svd import SVDConfig
 from deployments.queue.request import LogLine, Priority
@@ -332,6 +334,18 @@ async def test_logs_are_null_when_not_asked_for(gateway: Gateway, asked: str) ->
     await gateway.store.log([line(request_id, "Step 1/20")])
 
     assert (await gateway.status(request_id, logs=asked))["logs"] is None
+
+
+async def test_a_line_shows_the_preview_that_goes_with_it(gateway: Gateway) -> None:
+    request_id = await gateway.submit()
+    preview = StoredFile("b/123/preview.jpg", "image/jpeg", 900)
+    shown = replace(line(request_id, "Preview of step 5/20"), progress=0.25, preview=preview.key)
+    await gateway.store.log([line(request_id, "Step 5/20"), shown], [(request_id, preview)])
+
+    plain, pictured = (await gateway.status(request_id, logs="1"))["logs"]
+    assert "preview" not in plain
+    assert pictured["progress"] == 0.25
+    assert pictured["preview"] == {"url": f"{URL}/files/{preview.key}", "content_type": "image/jpeg"}
 
 
 async def test_asked_logs_are_an_empty_list_before_the_first_line(gateway: Gateway) -> None:

@@ -1,106 +1,192 @@
-// The playground's one module: a form from the endpoint's schema, then submit, poll and show, as a fal client does.
-const model = JSON.parse(document.getElementById("model").textContent);
-const $ = (id) => document.getElementById(id);
-const POLL_MS = 500;
+// The page of an endpoint: brings form, result, code and key together, and loads the rest when it is wanted.
+import { call } from "./api.js";
+import { drawCode, startCode } from "./code.js";
+import { $, copyButton, h, say, tabs } from "./dom.js";
+import { blame, check, completeInput, field, fill, onForm, showFormProblem, startForm } from "./form.js";
+import { askForKey, currentKey, findKey, onKey, startKey } from "./key.js";
+import { model } from "./model.js";
+import { learnPace, showEmpty, showRun, shownPlayer } from "./result.js";
+import { previewsOf, Run } from "./run.js";
+import { money } from "./words.js";
 
-function control(name, property) {
-  if (name.endsWith("_url")) {
-    const accept = name.includes("image") ? "image/*" : ".zip,.tar,.gz";
-    return Object.assign(document.createElement("input"), { type: "file", accept });
-  }
-  if (name === "prompt") return document.createElement("textarea");
-  const choices = property.anyOf?.find((choice) => choice.enum)?.enum;
-  if (choices) {
-    const select = document.createElement("select");
-    select.append(...choices.map((choice) => new Option(choice, choice, false, choice === property.default)));
-    return select;
-  }
-  const input = document.createElement("input");
-  input.placeholder = property.default ?? "";
-  if (["integer", "number"].includes(property.type)) {
-    Object.assign(input, { type: "number", min: property.minimum ?? "", max: property.maximum ?? "" });
-    input.step = property.type === "integer" ? 1 : "any";
-  }
-  return input;
+const RUNNING = `run of ${model.id}`;
+const HANDED = "request to open";
+const REFUSED = "This key was not accepted. Enter another one; what you entered stays.";
+let views;
+let current = null;
+
+// ---------------------------------------------------------------- what the page says of the endpoint
+
+function drawEndpoints() {
+  const links = model.endpoints.map(({ id, title, description }) =>
+    h("a", { href: `/models/${id}`, title: description, "aria-current": id === model.id && "page" }, title),
+  );
+  $("endpoints").append(...links);
+  $("about").textContent = model.description;
+  const { price } = model;
+  const unit = price && (price.unit_price === 0 ? "Free of charge" : `${money(price.unit_price, price.currency)} a ${price.unit}`);
+  $("intro-facts").append(
+    h("code", { class: "endpoint-id" }, model.id),
+    copyButton(() => model.id, "Copy the endpoint's id"),
+    h("span", { class: "badge" }, unit ?? "No price set"),
+  );
 }
 
-function drawForm() {
-  const isOptional = ([name]) => !model.schema.required?.includes(name);
-  const fields = Object.entries(model.schema.properties).sort((a, b) => isOptional(a) - isOptional(b));
-  for (const [name, property] of fields) {
-    const label = Object.assign(document.createElement("label"), { textContent: name, htmlFor: name });
-    const field = Object.assign(control(name, property), { id: name, name });
-    field.required = !isOptional([name]);
-    const help = Object.assign(document.createElement("small"), { textContent: property.description ?? "" });
-    $("fields").append(label, field, help);
-  }
-  for (const id of model.endpoints) {
-    $("endpoints").append(Object.assign(document.createElement("a"), { href: `/models/${id}${location.hash}`, textContent: id }));
-  }
-  const key = new URLSearchParams(location.hash.slice(1)).get("key");
-  if (key) $("key").value = key;
-}
+// ---------------------------------------------------------------- one clip
 
-const dataUri = (file) => new Promise((resolve, reject) => {
-  const reader = new FileReader();
-  reader.onload = () => resolve(reader.result);
-  reader.onerror = () => reject(reader.error);
-  reader.readAsDataURL(file);
-});
-
-async function readInput() {
-  const input = {};
-  for (const [name, property] of Object.entries(model.schema.properties)) {
-    const field = $(name);
-    if (field.type === "file") {
-      if (field.files.length) input[name] = await dataUri(field.files[0]);
-    } else if (field.value !== "") input[name] = ["integer", "number"].includes(property.type) ? Number(field.value) : field.value;
-  }
-  return input;
-}
-
-async function call(url, options = {}) {
-  const response = await fetch(url, { ...options, headers: { authorization: `Key ${$("key").value}`, "content-type": "application/json" } });
-  const body = await response.json();
-  if (!response.ok) throw new Error(typeof body.detail === "string" ? body.detail : body.detail.map((d) => `${d.loc.slice(1).join(".")}: ${d.msg}`).join("\n"));
-  return body;
-}
-
-function showStatus(status) {
-  const logs = status.logs ?? [];
-  const step = /Step (\d+)\/(\d+)/.exec(logs.at(-1)?.message ?? "");
-  $("progress").hidden = status.status !== "IN_PROGRESS";
-  if (step) Object.assign($("progress"), { value: Number(step[1]), max: Number(step[2]) });
-  else $("progress").removeAttribute("value");
-  const words = { IN_QUEUE: `Waiting: ${status.queue_position} ahead`, IN_PROGRESS: logs.at(-1)?.message ?? "Started", COMPLETED: "Done" };
-  $("status").textContent = words[status.status];
-}
-
-async function run(event) {
-  event.preventDefault();
-  $("run").disabled = true;
-  $("video").hidden = $("output").hidden = true;
+async function run() {
+  if ($("run").disabled) return;
+  showFormProblem();
+  const wrong = check();
+  if (wrong.length) return showFormProblem("Not sent yet.", wrong.join(" "));
+  if (!currentKey()) return askForKey("Making a video needs a key.");
+  setBusy(true);
+  views.show("tab-result");
   try {
-    const request = await call(`/queue/${model.id}`, { method: "POST", body: JSON.stringify(await readInput()) });
-    $("cancel").hidden = false;
-    $("cancel").onclick = () => call(request.cancel_url, { method: "PUT" }).catch(() => {});
-    for (let status = request; ; status = await call(`${request.status_url}?logs=1`)) {
-      showStatus(status);
-      if (status.status === "COMPLETED") break;
-      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-    }
-    const result = await call(request.response_url);
-    $("video").src = result[model.result].url;
-    $("output").textContent = JSON.stringify(result, null, 2);
-    $("video").hidden = $("output").hidden = false;
-  } catch (error) {
-    $("status").textContent = error.message;
-    $("progress").hidden = true;
+    const input = await completeInput();
+    await follow(new Run(model.id, input, show), true);
+  } catch (problem) {
+    showFormProblem(`${problem.title ?? "Something went wrong"}.`, problem.text ?? String(problem));
+    if (problem.status === 401) askForKey(REFUSED);
   } finally {
-    $("run").disabled = false;
-    $("cancel").hidden = true;
+    setBusy(false);
   }
 }
 
-drawForm();
-$("form").addEventListener("submit", run);
+async function follow(next, isNew) {
+  current = next;
+  show(next);
+  revealOutput();
+  if (isNew) await next.submit(previewsOf(next.input));
+  if (!next.ended) {
+    sessionStorage.setItem(RUNNING, JSON.stringify(next.saved));
+    learnPace();
+    await next.follow();
+  }
+  if (current === next) end(next);
+}
+
+function end(finished) {
+  if (finished.result?.seed !== undefined) field("seed")?.note(finished.result.seed);
+  if (finished.phase !== "failed") return;
+  const loose = blame(finished.problem.fields);
+  if (finished.problem.status === 401) askForKey(REFUSED);
+  say(`${finished.problem.title}. ${finished.problem.text} ${loose.map(([, text]) => text).join(" ")}`);
+}
+
+function show(next) {
+  if (current === next) showRun(next, { onAgain: run });
+}
+
+function setBusy(busy) {
+  $("run").disabled = busy;
+  $("run").textContent = busy ? "Working" : "Make a video";
+  $("form").setAttribute("aria-busy", busy);
+}
+
+/** On a narrow screen the output lies below the form: bring it into view when something happens there. */
+function revealOutput() {
+  if (matchMedia("(max-width: 60rem)").matches) $("panel-result").parentElement.scrollIntoView({ block: "start" });
+}
+
+/** A request that ran when the page was left is taken up again. */
+async function takeUpAgain() {
+  const saved = JSON.parse(sessionStorage.getItem(RUNNING) ?? "null");
+  if (!saved || !currentKey()) return;
+  setBusy(true);
+  await follow(Run.resumed(saved, show), false);
+  setBusy(false);
+}
+
+// ---------------------------------------------------------------- the past
+
+function showPage() {
+  const past = location.hash === "#history";
+  $("history").hidden = !past;
+  $("playground").hidden = past;
+  for (const [id, on] of [["to-history", past], ["to-playground", !past]]) {
+    if (on) $(id).setAttribute("aria-current", "page");
+    else $(id).removeAttribute("aria-current");
+  }
+  if (past) import("./history.js").then(({ showHistory }) => showHistory(openPast));
+}
+
+/** Put an earlier request into the form, and its clip beside it; or make it once more. */
+async function openPast(item, again = null) {
+  if (item.endpoint_id !== model.id) {
+    sessionStorage.setItem(HANDED, JSON.stringify({ id: item.request_id, again }));
+    location.assign(`/models/${item.endpoint_id}`);
+    return;
+  }
+  const { seed, ...rest } = item.json_input ?? {};
+  fill(again === "new seed" ? rest : { ...rest, seed });
+  history.replaceState(null, "", location.pathname);
+  showPage();
+  scrollTo(0, 0);
+  if (again) return run();
+  await showPastRun(item);
+}
+
+async function showPastRun(item) {
+  const path = `/queue/${item.endpoint_id.split("/").slice(0, 2).join("/")}/requests/${item.request_id}`;
+  const saved = { endpoint: item.endpoint_id, input: item.json_input, id: item.request_id, path, sentAt: Date.parse(item.sent_at) };
+  views.show("tab-result");
+  await follow(Run.resumed(saved, show), false);
+}
+
+async function openHanded() {
+  const handed = JSON.parse(sessionStorage.getItem(HANDED) ?? "null");
+  sessionStorage.removeItem(HANDED);
+  if (!handed) return false;
+  const found = await call(`/v1/models/requests/search?request_id=${handed.id}&expand=payloads`).catch(() => null);
+  if (found?.items?.[0]) await openPast(found.items[0], handed.again);
+  return Boolean(found?.items?.[0]);
+}
+
+// ---------------------------------------------------------------- the page
+
+function showSweep() {
+  return import("./sweep.js").then(({ startSweep }) => startSweep());
+}
+
+function keys(event) {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !$("playground").hidden && !document.querySelector("dialog[open]")) {
+    event.preventDefault();
+    run();
+  }
+}
+
+async function start() {
+  startKey();
+  drawEndpoints();
+  views = tabs($("views"), (tab) => tab.id === "tab-sweep" && showSweep());
+  startForm();
+  startCode();
+  drawCode();
+  onForm(drawCode);
+  showEmpty();
+  $("form").onsubmit = (event) => {
+    event.preventDefault();
+    run();
+  };
+  $("open-sweep").onclick = () => {
+    views.show("tab-sweep");
+    revealOutput();
+  };
+  document.addEventListener("keydown", keys);
+  addEventListener("hashchange", showPage);
+  document.documentElement.dataset.ready = "yes"; // the page answers from here on
+  await findKey();
+  onKey(afterKey);
+  await afterKey();
+  showPage();
+  if (!(await openHanded())) await takeUpAgain();
+}
+
+async function afterKey() {
+  if (!currentKey()) return;
+  await learnPace();
+  if (!current) showEmpty();
+}
+
+start();
