@@ -33,6 +33,7 @@ from deployments.inference.replica import PictureReplica, VideoReplica
 from deployments.models.base import Endpoint, VideoModel
 from deployments.models.messages import Hardware, ReplicaReport
 from deployments.models.text_to_video import TextToVideo
+from deployments.models.tuning import keep_compiled
 from deployments.queue.database import refuse_out_of_reach
 from deployments.queue.dispatcher import Dispatcher
 from deployments.queue.store import RequestStore
@@ -249,12 +250,14 @@ class VideoDeployment(Counted, VideoReplica):
     def __init__(
         self, model: VideoModel, endpoints: Mapping[str, Endpoint], painters: Mapping[str, DeploymentHandle[Any]]
     ) -> None:
-        """Load the weights."""
+        """Load the weights, and make what is to be warmed up: Serve sends nothing before that."""
         began = time.monotonic()
         _begin(needless=SECRETS_OF_THE_GATEWAY)
         decoder = Decoder()  # its processes start beside the loading of the weights
         storage = open_storage()
         files = FileSource(storage, Settings().fetch_reach)
+        if folder := Settings().compile_cache:
+            keep_compiled(folder)
         model.setup(open_device())
         paints = {id: functools.partial(paint, handle) for id, handle in painters.items()}
         hardware = find_hardware()

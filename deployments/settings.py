@@ -129,7 +129,10 @@ class Settings(BaseSettings):
     poll_hold_seconds: float = Field(
         1.0, ge=0, le=30, description="How long a status is held back that its caller has been told already; 0, not."
     )
-
+    compile_cache: Path | None = Field(
+        None,
+        description="Where what replicas compile (`tuning`) is kept for those that start later; nowhere by default.",
+    )
     gpu_hourly_usd: float | None = Field(
         None,
         ge=0,

@@ -117,7 +117,7 @@ class VideoReplica:
         find_abandoned: FindAbandoned,
         hardware: Hardware = Hardware(),  # noqa: B008 - it is frozen
     ) -> None:
-        """Hold a model that has been set up.
+        """Hold a model that has been set up, and warm it up.
 
         Args:
             model: The model.
@@ -138,6 +138,7 @@ class VideoReplica:
         self._find_abandoned = find_abandoned
         self._hardware = hardware
         self._device = Device()
+        self._device.begin(model.warm_up)
         self._turns = Turns()
         begin(model.deployment)
 

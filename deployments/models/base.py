@@ -9,20 +9,23 @@ or ``paint`` many times. So this module and every model file import torch only i
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from deployments.metrics import OUT_OF_MEMORY
 from deployments.models.checkpoints import Checkpoint, Part, controlnet_part, svd_parts
 from deployments.models.size import Size as Size
+from deployments.models.size import SizeField
+from deployments.models.tuning import Tuning
 from deployments.web import LONGEST_URL
 
 if TYPE_CHECKING:
@@ -41,11 +44,12 @@ MAX_RANDOM_SEED = 2**32 - 2
 MAX_SEED = 2**63 - 1
 """The largest seed that a torch generator takes as it is."""
 
+WARM_UP_ROUNDS, WARM_UP_STEPS = 2, 2
+"""How often a batch is made to warm up, and in how many steps: CUDA's graphs are recorded the second time that a
+function runs, and under ``deep_every`` the second step is another one than the first."""
+
 Keep = Callable[[int], Collection[int]]
 """Called after each step with the number of steps done; answers which batch members are still wanted."""
-
-
-SizeField = Annotated[Size, BeforeValidator(Size.parse), PlainSerializer(str)]
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,7 @@ class VideoConfig(EndpointConfig):
         min_length=1,
         description="What a picture may be cropped to; the nearest by aspect ratio is taken.",
     )
+    tuning: Tuning = Field(Tuning(), description="How it computes.")
 
 
 class Endpoint(ABC):
@@ -343,11 +348,33 @@ class VideoModel(Endpoint):
         """
         from deployments.models.sampler import SVDSampler
 
-        self._sampler = SVDSampler.load(self.parts(), device, self.control)
+        self._sampler = SVDSampler.load(self.parts(), device, self.control, self.config.tuning)
         self._sampler.on_out_of_memory = functools.partial(OUT_OF_MEMORY.inc, model=self.deployment)
         multiple = self._sampler.size_multiple
         if odd := [str(size) for size in self.config.sizes if size.width % multiple or size.height % multiple]:
             raise ValueError(f"{self.id}: sizes must be multiples of {multiple} pixels, unlike {', '.join(odd)}")
+
+    def warm_up(self) -> None:
+        """Make clips of every batch and size that the tuning names, so that no caller waits for what comes but once.
+
+        To be called in the thread that computes: what CUDA's graphs record belongs to it.
+        """
+        tuning = self.config.tuning
+        if not tuning.warm_up:
+            return
+        with self._sampler.learning():
+            for size, count in itertools.product((*self.config.sizes, *tuning.warm_up_sizes), tuning.warm_up):
+                for clip in self._warm_up_clips(size):
+                    for _ in range(WARM_UP_ROUNDS):
+                        self.generate([clip] * count, WARM_UP_STEPS, lambda done: range(max(tuning.warm_up)))
+
+    def _warm_up_clips(self, size: Size) -> list[Clip]:
+        """A clip of a size, and one that depth maps lead where there may be such."""
+        from PIL import Image
+
+        picture = Image.new("RGB", (size.width, size.height), "grey")
+        clip = Clip(picture, seed=0, motion_bucket_id=127, cond_aug=0.02)
+        return [clip, replace(clip, depth=(picture,) * self.control.max_maps)] if self.control else [clip]
 
     def generate(self, clips: Sequence[Clip], steps: int, keep: Keep) -> list[np.ndarray | None]:
         """Animate a batch of pictures of one size.

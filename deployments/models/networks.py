@@ -35,7 +35,7 @@ class Conditions(NamedTuple):
 
 
 class VideoUNet(UNetSpatioTemporalConditionModel):  # type: ignore[misc]  # diffusers has no types
-    """SVD's UNet, which also takes a ControlNet's residuals."""
+    """SVD's UNet, which also takes a ControlNet's residuals, and what it found beneath its outermost level before."""
 
     def forward(
         self,
@@ -54,17 +54,59 @@ class VideoUNet(UNetSpatioTemporalConditionModel):  # type: ignore[misc]  # diff
             added_time_ids: Frames a second, motion bucket and augmentation, [B, 3] float32.
             residuals: What ``DepthControlNet`` answers.
         """
+        return self.predict(sample, timestep, encoder_hidden_states, added_time_ids, residuals)[0]
+
+    def predict(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        added_time_ids: torch.Tensor,
+        residuals: Sequence[torch.Tensor] | None = None,
+        beneath: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The velocity, and what the outermost level was told from beneath, [B, F, C', h, w].
+
+        Whoever gives the latter back at the next noise level spares all that is beneath: what is coarse changes little
+        from level to level (Ma et al. 2024, "DeepCache"). The velocity is then an approximation.
+
+        Args:
+            sample: As ``forward``'s.
+            timestep: As ``forward``'s.
+            encoder_hidden_states: As ``forward``'s.
+            added_time_ids: As ``forward``'s.
+            residuals: As ``forward``'s; without ``beneath`` only.
+            beneath: From another call, at a noise level close by.
+        """
         conditions = _conditions(self, sample, timestep, encoder_hidden_states, added_time_ids)
-        hidden, skips = _encode(self, self.conv_in(sample.flatten(0, 1)), conditions)
+        outermost = self.up_blocks[-1]
+        hidden = self.conv_in(sample.flatten(0, 1))
+        if beneath is None:
+            hidden, skips = self._ascend(*_encode(self, hidden, conditions), conditions, residuals)
+        else:
+            _, outputs = self.down_blocks[0](hidden_states=hidden, **_told(self.down_blocks[0], conditions))
+            hidden, skips = beneath.flatten(0, 1), [hidden, *outputs[: len(outermost.resnets) - 1]]
+        ascended = hidden.reshape(*sample.shape[:2], *hidden.shape[1:])
+        hidden = outermost(hidden_states=hidden, res_hidden_states_tuple=tuple(skips), **_told(outermost, conditions))
+        velocity: torch.Tensor = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
+        return velocity.reshape(*sample.shape[:2], *velocity.shape[1:]), ascended
+
+    def _ascend(
+        self,
+        hidden: torch.Tensor,
+        skips: list[torch.Tensor],
+        conditions: Conditions,
+        residuals: Sequence[torch.Tensor] | None,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """From the middle up to the outermost level; also the skips that are left for it."""
         if residuals is not None:
             *onto_skips, onto_middle = residuals
             skips = [skip + residual for skip, residual in zip(skips, onto_skips, strict=True)]
             hidden = hidden + onto_middle
-        for block in self.up_blocks:
+        for block in list(self.up_blocks)[:-1]:
             skips, ours = skips[: -len(block.resnets)], skips[-len(block.resnets) :]
             hidden = block(hidden_states=hidden, res_hidden_states_tuple=tuple(ours), **_told(block, conditions))
-        velocity: torch.Tensor = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
-        return velocity.reshape(*sample.shape[:2], *velocity.shape[1:])
+        return hidden, skips
 
 
 class DepthControlNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no types
@@ -183,6 +225,27 @@ def attend_to_one_token(network: nn.Module) -> None:
         if getattr(block, "attn2", None) is not None:
             block.attn2.set_processor(OneTokenAttention())
             block.norm2 = nn.Identity()
+
+
+def project_together(network: nn.Module) -> None:
+    """Make queries, keys and values of every self-attention over tokens by one matrix product in place of three."""
+    from diffusers.models.attention_processor import FusedAttnProcessor2_0
+
+    block: Any
+    for block in network.modules():
+        if getattr(block, "attn1", None) is not None:
+            block.attn1.fuse_projections()
+            block.attn1.set_processor(FusedAttnProcessor2_0())
+            del block.attn1.to_q, block.attn1.to_k, block.attn1.to_v
+            block.attn1.requires_grad_(False)
+
+
+def put_channels_last(network: nn.Module) -> None:
+    """Lay the kernels of convolutions out so that the channels of a pixel are beside each other; pictures follow."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in network.parameters():
+        if layout := layouts.get(parameter.dim()):
+            parameter.data = parameter.data.contiguous(memory_format=layout)
 
 
 class TimeConvolution(nn.Module):

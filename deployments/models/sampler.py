@@ -10,9 +10,10 @@ result depends on its clip alone: it has its own generator, and no operation mix
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -20,6 +21,7 @@ from deployments.errors import RunnerServerError
 from deployments.models.base import Clip, ControlNetConfig, Keep, Size
 from deployments.models.checkpoints import CheckpointError, Part
 from deployments.models.stillness import lay_over, still_cells
+from deployments.models.tuning import Compiled, Tuning
 from deployments.models.vision import Normalisation, encoder_pixels
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ FPS_ID = 6
 
 CUDA_DECODE_CHUNK = 8
 """Frames decoded together on a GPU: about 10 GB at 1024x576 in bf16, where a whole clip would take 30 GB."""
+
+MOST_ATTENTIONS = 2**16 - 1
+"""Attentions in one call on a GPU, where CUDA's grids end (pytorch/pytorch#146704). Along time each latent has one."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Batch:
         still: Which latents are held to the picture, [B, 1, 1, h, w] bool; None if none are.
         pictures: The latents they are held to, [B, 1, C, h, w] float32; None if none are.
         features: The ControlNet's view of the depth maps, [B, F, C', h, w]; None without maps.
+        beneath: What the UNet found beneath its outermost level, [B, halves, F, C', h, w]; None where it is not kept.
     """
 
     members: tuple[int, ...]
@@ -74,6 +80,7 @@ class Batch:
     still: torch.Tensor | None
     pictures: torch.Tensor | None
     features: torch.Tensor | None
+    beneath: torch.Tensor | None = None
 
     def narrow(self, wanted: Collection[int]) -> Batch:
         """The same batch without the clips nobody wants any more."""
@@ -103,12 +110,34 @@ class Row(NamedTuple):
         embedding: Of the picture, [1, D].
         time_ids: [3].
         features: The ControlNet's view of the depth maps, [F, C', h, w], or None.
+        beneath: What the UNet found beneath its outermost level at an earlier step, [F, C', h, w]; None to look anew.
     """
 
     latents: torch.Tensor
     embedding: torch.Tensor
     time_ids: torch.Tensor
     features: torch.Tensor | None
+    beneath: torch.Tensor | None = None
+
+
+class Prediction(NamedTuple):
+    """What the UNet answers, one row each.
+
+    Attributes:
+        velocity: [B, F, C, h, w] float32.
+        beneath: What it found beneath its outermost level, where that is kept; of a batch, [B, halves, F, C', h, w].
+    """
+
+    velocity: torch.Tensor
+    beneath: torch.Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Prediction]) -> Prediction:
+        """Those of several calls as one."""
+        import torch
+
+        kept = [part.beneath for part in parts if part.beneath is not None]
+        return cls(torch.cat([part.velocity for part in parts]), torch.cat(kept) if kept else None)
 
 
 class SVDSampler:
@@ -123,6 +152,7 @@ class SVDSampler:
         decode_chunk: Frames the VAE decodes together, at the most; None for all. It changes the pixels slightly, so it
             is fixed for a sampler and never follows the load.
         batched: Whether one call of the UNet serves a whole batch, or each clip has a call of its own.
+        tuning: How it computes. What concerns the networks themselves, ``load`` has done to them.
 
     Raises:
         CheckpointError: The ControlNet does not belong to these networks.
@@ -137,6 +167,7 @@ class SVDSampler:
         control: Control | None = None,
         decode_chunk: int | None = None,
         batched: bool = True,
+        tuning: Tuning = Tuning(),  # noqa: B008 - it is frozen
     ) -> None:
         self.unet = unet
         self.vae = vae
@@ -145,13 +176,21 @@ class SVDSampler:
         self.control = control
         self.decode_chunk = decode_chunk
         self.batched = batched
+        self.tuning = tuning
         self.device: torch.device = unet.device
+        self.most_attentions = MOST_ATTENTIONS if self.device.type == "cuda" else None
         self.on_out_of_memory: Callable[[], None] = lambda: None  # whoever wants to count that sets it
         self._most_rows: int | None = None  # of this batch, how many fit into the memory together
         _check_control(self)
 
     @classmethod
-    def load(cls, parts: Mapping[str, Part], device: str = "cpu", control: ControlNetConfig | None = None) -> Self:
+    def load(
+        cls,
+        parts: Mapping[str, Part],
+        device: str = "cpu",
+        control: ControlNetConfig | None = None,
+        tuning: Tuning = Tuning(),  # noqa: B008 - it is frozen
+    ) -> Self:
         """Read the parts of a checkpoint (``svd_parts``, and ``controlnet`` if there is one).
 
         Args:
@@ -159,36 +198,32 @@ class SVDSampler:
             device: ``cpu`` computes in float32, clip by clip. ``cuda`` computes all networks in bfloat16 but the VAE's
                 encoder, which stays in float32, because every frame is conditioned on it.
             control: How the ControlNet is to be used.
+            tuning: What of this is to be otherwise.
 
         Raises:
             CheckpointError: A file is missing, or does not hold what the networks want.
         """
         import torch
 
-        from deployments.models.networks import attend_to_one_token, convolve_time_in_two_dimensions
-
         on_cpu = torch.device(device).type == "cpu"
-        dtype = torch.float32 if on_cpu else torch.bfloat16
+        dtype, decode_dtype = tuning.dtypes(device)
         networks = {
             name: part.load(torch.float32 if name == "vae" else dtype)
             for name, part in parts.items()
             if part.has_tensors
         }
-        networks["vae"].decoder.to(dtype)
+        networks["vae"].decoder.to(decode_dtype)
         for name, network in networks.items():
-            network.to(device)
-            if name in ("unet", "controlnet"):
-                attend_to_one_token(network)
-            if on_cpu:
-                convolve_time_in_two_dimensions(network)
+            arrange(network.to(device), name, tuning, on_cpu)
         return cls(
             unet=networks["unet"],
             vae=networks["vae"],
             image_encoder=networks["image_encoder"],
             normalisation=Normalisation.of(parts["image_encoder"].config(), parts["feature_extractor"].config()),
             control=Control(networks["controlnet"], control) if control else None,
-            decode_chunk=None if on_cpu else CUDA_DECODE_CHUNK,
+            decode_chunk=tuning.decode_chunk or (None if on_cpu else CUDA_DECODE_CHUNK),
             batched=not on_cpu,  # a CPU gains nothing from it
+            tuning=tuning,
         )
 
     @property
@@ -200,6 +235,22 @@ class SVDSampler:
     def size_multiple(self) -> int:
         """Width and height are multiples of this many pixels: the VAE and then the UNet halve them that often."""
         return self.factor * int(2 ** (len(self.unet.config.block_out_channels) - 1))
+
+    @contextlib.contextmanager
+    def learning(self) -> Iterator[None]:
+        """While it is entered, whatever shapes come are those that are compiled from then on."""
+        networks = [self.unet, self.vae.decoder, *([self.control.network] if self.control else [])]
+        functions = [
+            function for network in networks for function in (network.forward, getattr(network, "predict", None))
+        ]
+        compiled = [function for function in functions if isinstance(function, Compiled)]
+        for function in compiled:
+            function.learning = True
+        try:
+            yield
+        finally:
+            for function in compiled:
+                function.learning = False
 
     def sample(
         self, clips: Sequence[Clip], schedule: Schedule, guidance: tuple[float, float], keep: Keep
@@ -250,7 +301,7 @@ class SVDSampler:
         import torch
 
         _check_alike(clips, self.size_multiple)
-        self._most_rows = None
+        self._most_rows = self._most_rows_of(clips[0].size)
         members = sorted(set(keep(0)) & set(range(len(clips))))
         if not members:
             return {}
@@ -259,12 +310,18 @@ class SVDSampler:
             for index in range(schedule.steps):
                 if not batch.members:
                     break
-                velocity = self._velocity(batch, schedule, index, guidance)
+                velocity, beneath = self._velocity(batch, schedule, index, guidance)
                 self._show(clips, batch, schedule, velocity, index)
                 noise = batch.draw_noise() if schedule.needs_noise(index) else None
-                batch = replace(batch, latents=schedule.step(batch.latents, velocity, index, noise))
+                latents = schedule.step(batch.latents, velocity, index, noise)
+                batch = replace(batch, latents=latents, beneath=beneath)
                 batch = batch.hold(schedule.sigmas[index + 1]).narrow(keep(index + 1))
             return dict(zip(batch.members, batch.latents, strict=True))
+
+    def _most_rows_of(self, size: Size) -> int | None:
+        """How many rows of a size one call may have; None if as many as there are."""
+        cells = (size.width // self.factor) * (size.height // self.factor)
+        return max(1, self.most_attentions // cells) if self.most_attentions else None
 
     def _show(
         self, clips: Sequence[Clip], batch: Batch, schedule: Schedule, velocity: torch.Tensor, index: int
@@ -366,35 +423,38 @@ class SVDSampler:
         features: torch.Tensor = network.embed(maps[None].to(self.device, network.dtype))
         return features
 
-    def _velocity(self, batch: Batch, schedule: Schedule, index: int, guidance: tuple[float, float]) -> torch.Tensor:
-        """What the network makes of the batch; [B, F, C, h, w].
+    def _velocity(self, batch: Batch, schedule: Schedule, index: int, guidance: tuple[float, float]) -> Prediction:
+        """What the network makes of the batch.
 
         Kernels round differently by the size of a batch, so only clip by clip is a clip the same bit for bit whatever
         it shares a batch with.
         """
-        import torch
-
         calls = [batch] if self.batched else [batch.narrow((member,)) for member in batch.members]
-        return torch.cat([self._guided(call, schedule, index, guidance) for call in calls])
+        return Prediction.joined([self._guided(call, schedule, index, guidance) for call in calls])
 
-    def _guided(self, batch: Batch, schedule: Schedule, index: int, guidance: tuple[float, float]) -> torch.Tensor:
+    def _guided(self, batch: Batch, schedule: Schedule, index: int, guidance: tuple[float, float]) -> Prediction:
         """One call's velocities, guided away from what the network would do without a picture."""
         import torch
 
+        if not index % self.tuning.deep_every:
+            batch = replace(batch, beneath=None)
         latents = batch.latents * schedule.input_scale(index)
         first_frames = batch.first_frames.expand_as(latents)
         timestep = schedule.timestep(index)
-        seeing = _rows(torch.cat([latents, first_frames], dim=2), batch.embeddings, batch)
+        seeing = _rows(torch.cat([latents, first_frames], dim=2), batch.embeddings, batch, half=-1)
         if max(guidance) <= 1:
-            return self._ask(seeing, timestep)
+            velocity, beneath = self._ask(seeing, timestep)
+            return Prediction(velocity, None if beneath is None else beneath[:, None])
         nothing = torch.cat([latents, torch.zeros_like(first_frames)], dim=2)
-        blind = _rows(nothing, torch.zeros_like(batch.embeddings), batch)
-        without, with_picture = self._ask([*blind, *seeing], timestep).chunk(2)
+        blind = _rows(nothing, torch.zeros_like(batch.embeddings), batch, half=0)
+        velocity, beneath = self._ask([*blind, *seeing], timestep)
+        without, with_picture = velocity.chunk(2)
         strength = torch.linspace(*guidance, latents.shape[1], device=latents.device)[None, :, None, None, None]
-        return without + strength * (with_picture - without)
+        halves = None if beneath is None else torch.stack(beneath.chunk(2), dim=1)
+        return Prediction(without + strength * (with_picture - without), halves)
 
-    def _ask(self, rows: Sequence[Row], timestep: float) -> torch.Tensor:
-        """The velocities of all rows, float32. Rows that do not fit into the GPU's memory together go one half each."""
+    def _ask(self, rows: Sequence[Row], timestep: float) -> Prediction:
+        """What the network makes of all rows. Those that do not fit into the GPU's memory together go one half each."""
         import torch
 
         count = len(rows)
@@ -409,9 +469,9 @@ class SVDSampler:
                 logger.warning("%d rows do not fit into the memory; %d will be tried", count, self._most_rows)
             torch.cuda.empty_cache()  # after the except clause: the failed call's tensors are let go with it
         middle = (count + 1) // 2
-        return torch.cat([self._ask(half, timestep) for half in (rows[:middle], rows[middle:])])
+        return Prediction.joined([self._ask(half, timestep) for half in (rows[:middle], rows[middle:])])
 
-    def _call(self, rows: Sequence[Row], timestep: float) -> torch.Tensor:
+    def _call(self, rows: Sequence[Row], timestep: float) -> Prediction:
         """One call of the UNet, and of the ControlNet before it, in their own precision."""
         import torch
 
@@ -423,9 +483,13 @@ class SVDSampler:
             torch.stack([row.time_ids for row in rows]),
         )
         features = [row.features for row in rows if row.features is not None]
-        residuals = self._lead(common, torch.stack(features)) if features else None
-        velocity: torch.Tensor = self.unet(*common, residuals=residuals)
-        return velocity.float()
+        known = [row.beneath for row in rows if row.beneath is not None]
+        with self.tuning.attending():
+            if self.tuning.deep_every > 1 and not features:  # whom maps lead, the network sees whole at every step
+                velocity, beneath = self.unet.predict(*common, beneath=torch.stack(known) if known else None)
+                return Prediction(velocity.float(), beneath)
+            residuals = self._lead(common, torch.stack(features)) if features else None
+            return Prediction(self.unet(*common, residuals=residuals).float())
 
     def _lead(self, common: Sequence[torch.Tensor], features: torch.Tensor) -> list[torch.Tensor]:
         """What the ControlNet adds to the UNet."""
@@ -481,9 +545,48 @@ def _pick(column: Any, rows: Sequence[int]) -> Any:
     return None if column is None else column[list(rows)]
 
 
-def _rows(latents: torch.Tensor, embeddings: torch.Tensor, batch: Batch) -> list[Row]:
-    features = [None] * len(latents) if batch.features is None else batch.features
-    return [Row(*row) for row in zip(latents, embeddings, batch.time_ids, features, strict=True)]
+def _rows(latents: torch.Tensor, embeddings: torch.Tensor, batch: Batch, half: int) -> list[Row]:
+    nothing = [None] * len(latents)
+    features = nothing if batch.features is None else batch.features
+    beneath = nothing if batch.beneath is None else batch.beneath[:, half]
+    return [Row(*row) for row in zip(latents, embeddings, batch.time_ids, features, beneath, strict=True)]
+
+
+def arrange(network: Any, name: str, tuning: Tuning, on_cpu: bool) -> None:
+    """Make a network that was loaded as ``name`` compute as it should on its device."""
+    from deployments.models.networks import (
+        attend_to_one_token,
+        convolve_time_in_two_dimensions,
+        project_together,
+        put_channels_last,
+    )
+
+    if name in ("unet", "controlnet"):
+        attend_to_one_token(network)
+        if tuning.fused_qkv:
+            project_together(network)
+    if on_cpu if tuning.flat_time is None else tuning.flat_time:
+        convolve_time_in_two_dimensions(network)
+    if tuning.channels_last:
+        put_channels_last(network)
+    if tuning.compile:
+        _compile(network, name, tuning)
+
+
+def _compile(network: Any, name: str, tuning: Tuning) -> None:
+    """Compile what is asked at every step, and the decoder. CUDA's graphs are for the UNet alone.
+
+    The others have few and long kernels, and their answers are large: a graph's would have to be copied.
+    """
+    assert tuning.compile
+    plain = {"max-autotune": "max-autotune-no-cudagraphs", "reduce-overhead": "default"}.get(tuning.compile)
+    if name == "unet":
+        function = "forward" if tuning.deep_every == 1 else "predict"
+        setattr(network, function, Compiled(getattr(network, function), tuning.compile))
+    elif name == "controlnet":
+        network.forward = Compiled(network.forward, plain or tuning.compile)
+    elif name == "vae":
+        network.decoder.forward = Compiled(network.decoder.forward, plain or tuning.compile)
 
 
 def _check_alike(clips: Sequence[Clip], multiple: int) -> None:

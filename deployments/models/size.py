@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, PlainSerializer
 
 
 @dataclass(frozen=True, order=True)
@@ -29,3 +31,7 @@ class Size:
         if not (width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
             raise ValueError(f"a size is written WIDTHxHEIGHT in pixels, not {text!r}")
         return cls(int(width), int(height))
+
+
+SizeField = Annotated[Size, BeforeValidator(Size.parse), PlainSerializer(str)]
+"""A size in a configuration."""

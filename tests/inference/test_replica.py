@@ -175,6 +175,15 @@ def make_replica(
     return VideoReplica(model, endpoints, {TEXT: paint}, storage, FileSource(storage), decoder, callers.find_abandoned)
 
 
+async def test_it_is_warmed_up_where_it_will_compute(
+    model: DrawnModel, storage: FileStorage, callers: Callers, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    monkeypatch.setattr(model, "warm_up", lambda: threads.append(threading.current_thread().name))
+    make_replica(model, storage, callers, decoder)
+    assert [name.startswith("device") for name in threads] == [True]
+
+
 @pytest.fixture
 def replica(model: DrawnModel, storage: FileStorage, callers: Callers, decoder: Decoder) -> VideoReplica:
     return make_replica(model, storage, callers, decoder)
