@@ -1,4 +1,4 @@
-// One small helper that makes elements, and what every module wants of the page: icons, tabs, copying, saying.
+// One small helper that makes elements, and what every module wants of the page: icons, tabs, copying, saying, keeping.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -14,6 +14,12 @@ export function h(tag, properties = {}, ...children) {
   element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
   return element;
 }
+
+/** A control under its name. */
+export const labelled = (text, control) => h("label", { class: "stack tight" }, h("span", { class: "label" }, text), control);
+
+/** How fast a clip may be played. */
+export const SPEEDS = [0.1, 0.25, 0.5, 1, 2];
 
 const PATHS = {
   copy: "M9 9h10v10H9z M5 15V5h10",
@@ -97,6 +103,17 @@ export function tabs(list, onShow = () => {}) {
   for (const tab of all) tab.onclick = () => show(tab);
   return { show: (id) => show($(id)) };
 }
+
+/** What this tab keeps over a reload. Where a browser has no room for it, it is not kept, and nothing else breaks. */
+export function keep(name, value) {
+  try {
+    sessionStorage.setItem(name, JSON.stringify(value));
+  } catch {
+    sessionStorage.removeItem(name); // rather nothing than something older
+  }
+}
+
+export const kept = (name) => JSON.parse(sessionStorage.getItem(name) ?? "null");
 
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
