@@ -9,6 +9,9 @@ export class Problem extends Error {
   }
 }
 
+const PATIENCE_MS = 60_000; // without a sign of life
+const SLOWEST = 20; // bytes a millisecond of what a call sends: a slow line is not yet a lost one
+
 const BY_TYPE = {
   rate_limited: ["Too many calls", "This key makes more calls than it may."],
   concurrent_requests_limit: ["Too many at once", "As many requests of this key run already as may run at once."],
@@ -39,8 +42,11 @@ const BY_STATUS = {
 
 const UNREACHABLE = "Check the connection, and whether the service runs. What you entered stays here.";
 
-export const unreachable = () =>
-  new Problem(navigator.onLine ? "The server cannot be reached" : "You are offline", UNREACHABLE, { passes: true });
+/** No answer came, for a reason that a browser does not tell, or in all the time that was given. */
+function unanswered(isLate = false) {
+  const title = isLate ? "The server does not answer" : "The server cannot be reached";
+  return new Problem(navigator.onLine ? title : "You are offline", UNREACHABLE, { passes: true });
+}
 
 /** What an answer that is no success means. */
 export function explain(status, headers, body) {
@@ -54,7 +60,7 @@ export function explain(status, headers, body) {
   const loose = details.filter((each) => !nameOf(each)).map((each) => each.msg);
   const words = [text, ...loose, said(status, type, told), wait && `Try again in ${wait} s.`].filter(Boolean).join(" ");
   const passes = status === 408 || status === 429 || status >= 500;
-  return new Problem(title, words, { status, type: type ?? details[0]?.type, fields, passes, wait, body });
+  return new Problem(title, words, { status, type: type ?? details[0]?.type, fields, passes, body });
 }
 
 /** The server's own sentence, where it says more than ours. */
@@ -77,45 +83,57 @@ function sentence(text) {
 /** One call, with the key. Answers the JSON. */
 export async function call(path, { method = "GET", body, headers = {} } = {}) {
   const key = currentKey();
+  const sent = body === undefined ? undefined : JSON.stringify(body);
   let reply, answer;
   try {
     reply = await fetch(path, {
       method,
-      body: body === undefined ? undefined : JSON.stringify(body),
+      body: sent,
       headers: {
         ...(key && { authorization: `Key ${key}` }),
-        ...(body !== undefined && { "content-type": "application/json" }),
+        ...(sent !== undefined && { "content-type": "application/json" }),
         ...headers,
       },
+      signal: AbortSignal.timeout(PATIENCE_MS + (sent?.length ?? 0) / SLOWEST),
     });
-    answer = await reply.json().catch(() => null);
-  } catch {
-    throw unreachable();
+    answer = parsed(await reply.text());
+  } catch (failure) {
+    throw unanswered(failure.name === "TimeoutError");
   }
   if (!reply.ok) throw explain(reply.status, reply.headers, answer);
   return answer;
 }
 
 /** Upload a file as fal's clients do: ask for an address, then put it there. Answers the file's own address. */
-export async function upload(file, toHere, onProgress = () => {}) {
+export async function upload(file, toHere, onProgress = () => {}, signal = null) {
   const asked = { file_name: file.name, content_type: file.type || "application/octet-stream" };
   const place = await call("/storage/upload/initiate?storage_type=fal-cdn-v3", { method: "POST", body: asked });
-  await put(toHere(place.upload_url), file, asked.content_type, onProgress);
+  await put(toHere(place.upload_url), file, asked.content_type, onProgress, signal);
   return place.file_url;
 }
 
-function put(url, file, type, onProgress) {
+function put(url, file, type, onProgress, signal) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest(); // fetch does not tell how much has gone
+    const begun = performance.now();
+    const wait = () => (request.timeout = performance.now() - begun + PATIENCE_MS); // it counts from the beginning
     request.open("PUT", url);
     request.setRequestHeader("content-type", type);
-    request.upload.onprogress = (event) => event.lengthComputable && onProgress(event.loaded / event.total);
-    request.onerror = () => reject(unreachable());
+    request.upload.onprogress = (event) => {
+      wait();
+      if (event.lengthComputable) onProgress(event.loaded / event.total);
+    };
+    request.onerror = () => reject(unanswered());
+    request.ontimeout = () => reject(unanswered(true));
+    request.onabort = () => reject(new Problem("The file was taken away", "It was removed or replaced before it was uploaded."));
     request.onload = () => {
       if (request.status < 300) return resolve();
       reject(explain(request.status, headersOf(request), parsed(request.responseText)));
     };
+    signal?.addEventListener("abort", () => request.abort());
+    wait();
     request.send(file);
+    if (signal?.aborted) request.abort();
   });
 }
 
