@@ -4,8 +4,8 @@ rows ──▶ Reports: open requests, and those that ended lately ─┐
 Serve ──▶ Census: replicas ───────────────────────────────────┴──▶ Moment ──▶ /playground/pace, /playground/state
 
 A moment is read for all who ask, so a page that polls costs no query of its own. Who waits behind so many others waits
-for about so many runs, as many of them at once as run now: a run that shares its replica with another takes longer,
-and there are more at once.
+for about so many runs and for those that run already, as many of them at once as run now: a run that shares its replica
+with another takes longer, and there are more at once.
 """
 
 from __future__ import annotations
@@ -85,9 +85,7 @@ def pace_router(service: Service, runners: Runners) -> APIRouter:
 
     @router.get("/pace")
     async def pace(endpoint_id: Annotated[EndpointId, Query()], caller: Caller = authenticated) -> Response:
-        endpoint, now = service.endpoint(endpoint_id), await moment()
-        at_once = _at_once(service, endpoint, now)
-        return JSONResponse({"endpoint_id": endpoint_id, "seconds": now.seconds.get(endpoint_id), "at_once": at_once})
+        return JSONResponse(_pace(service, service.endpoint(endpoint_id), await moment()))
 
     @router.get("/state")
     async def state(caller: Caller = admin) -> Response:
@@ -97,15 +95,25 @@ def pace_router(service: Service, runners: Runners) -> APIRouter:
     return router
 
 
-def _at_once(service: Service, endpoint: Endpoint, now: Moment) -> int | None:
-    """How many clips its model makes at once; None where there is no replica that does, or nobody can tell.
+def _pace(service: Service, endpoint: Endpoint, now: Moment) -> dict[str, Any]:
+    """How fast its model goes, which other endpoints may have, too."""
+    running = sum(now.running(each) for each in service.endpoints.values() if each.model == endpoint.model)
+    return {
+        "endpoint_id": endpoint.id,
+        "seconds": now.seconds.get(endpoint.id),
+        "running": running,
+        "at_once": _at_once(running, now.kinds(endpoint.model)),
+    }
+
+
+def _at_once(running: int, kinds: Counter[str] | None) -> int | None:
+    """How many clips a model makes at once: 0 where no replica does, None where nobody can tell.
 
     A replica works on several requests of a batch, and one that waits for its first has one to make.
     """
-    alike = [each for each in service.endpoints.values() if each.model == endpoint.model]
-    running = sum(now.running(each) for each in alike)
-    kinds = now.kinds(endpoint.model)
-    return max(running, kinds["ready"] if kinds else 0) or None
+    if kinds is None:
+        return running or None
+    return max(running, kinds["ready"])
 
 
 def _state(endpoint: Endpoint, now: Moment) -> dict[str, Any]:

@@ -62,8 +62,8 @@ async def ran(store: RequestStore, seconds: float, ago: float = 60.0, **changes:
     await ended(store, at, started_at=at - seconds, created_at=at - seconds - 1, **({"endpoint": SVD} | changes))
 
 
-async def test_where_nothing_has_run_nobody_knows_the_pace(gateway: Gateway) -> None:
-    assert await pace(gateway) == {"endpoint_id": SVD, "seconds": None, "at_once": None}
+async def test_where_nothing_has_run_nobody_knows_the_pace(watched: Gateway) -> None:
+    assert await pace(watched) == {"endpoint_id": SVD, "seconds": None, "running": 0, "at_once": 0}
 
 
 async def test_the_pace_is_the_median_of_what_ran_well_lately(gateway: Gateway) -> None:
@@ -90,7 +90,30 @@ async def test_what_runs_together_is_made_at_once(watched: Gateway, cluster: Clu
         await watched.claim(FAST_MODEL)
     await watched.enqueue()
 
-    assert [(await pace(watched, each))["at_once"] for each in (FAST, TEXT_TO_VIDEO, SVD)] == [3, 3, None]
+    assert [(await pace(watched, each))["at_once"] for each in (FAST, TEXT_TO_VIDEO, SVD)] == [3, 3, 0]
+
+
+async def test_what_waits_and_what_runs_are_told_apart(watched: Gateway, cluster: Cluster) -> None:
+    """Who is next waits for what runs, where nothing is free."""
+    cluster.replicas = {SVD_MODEL: {"RUNNING": 1}}
+    for _ in range(3):
+        await watched.enqueue()
+    await watched.claim()
+
+    assert (await pace(watched)).items() >= {"running": 1, "at_once": 1}.items()
+
+
+async def test_nothing_ready_is_another_thing_than_nobody_knowing(watched: Gateway, cluster: Cluster) -> None:
+    cluster.replicas = {SVD_MODEL: {"STARTING": 1}}
+    assert (await pace(watched))["at_once"] == 0
+
+
+async def test_a_cluster_that_cannot_be_asked_has_at_least_what_runs(watched: Gateway, cluster: Cluster) -> None:
+    cluster.replicas = RuntimeError("the head is gone")
+    await watched.enqueue(endpoint=FAST, model=FAST_MODEL)
+    await watched.claim(FAST_MODEL)
+
+    assert [(await pace(watched, each))["at_once"] for each in (FAST, SVD)] == [1, None]
 
 
 async def test_a_moment_is_read_once_for_all_who_ask(watched: Gateway, cluster: Cluster, clock: Clock) -> None:
@@ -99,7 +122,7 @@ async def test_a_moment_is_read_once_for_all_who_ask(watched: Gateway, cluster: 
     assert cluster.asked == 1
     cluster.replicas = {SVD_MODEL: {"RUNNING": 1}}
     clock.now += MOMENT_SECONDS - 0.1
-    assert (await pace(watched))["at_once"] is None
+    assert (await pace(watched))["at_once"] == 0
     clock.now += 0.1
     assert (await pace(watched))["at_once"] == 1
 
