@@ -23,7 +23,7 @@ from deployments.errors import NotFound
 from deployments.gateway.headers import page_headers
 from deployments.gateway.service import Service
 from deployments.gateway.wire import price_body
-from deployments.models.base import FRAMES, Endpoint, VideoConfig
+from deployments.models.base import Endpoint, VideoConfig
 
 FOLDER = Path(__file__).parent / "playground"
 ASSETS = "/playground"
@@ -119,12 +119,11 @@ def _model(endpoint: Endpoint) -> dict[str, Any]:
         "id": endpoint.id,
         "title": endpoint.title,
         "description": endpoint.description,
-        "category": endpoint.category,
         "result": endpoint.result_key,
         "schema": endpoint.Input.model_json_schema(),
         "price": price_body(endpoint),
         "sizes": [[size.width, size.height] for size in config.sizes] if isinstance(config, VideoConfig) else [],
-        "frames": FRAMES,
+        "fps": endpoint.default_fps,
         "examples": _examples(endpoint),
     }
 

@@ -77,8 +77,8 @@ async def test_every_endpoint_has_a_page_that_holds_what_it_takes(gateway: Gatew
     assert reply.headers["content-type"].startswith("text/html")
     assert endpoint.title in reply.text
     assert model["schema"] == endpoint.Input.model_json_schema()
-    told = {"id": id, "title": endpoint.title, "description": endpoint.description, "category": endpoint.category}
-    told |= {"result": endpoint.result_key, "frames": 25, "public_url": URL}
+    told = {"id": id, "title": endpoint.title, "description": endpoint.description}
+    told |= {"result": endpoint.result_key, "fps": endpoint.default_fps, "public_url": URL}
     assert told.items() <= model.items()
     assert model["endpoints"] == [
         {"id": each.id, "title": each.title, "description": each.description} for each in served_endpoints().values()
