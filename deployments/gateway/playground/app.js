@@ -1,19 +1,20 @@
 // The page of an endpoint: brings form, result, code and key together, and loads the rest when it is wanted.
-import { call } from "./api.js";
+import { call, Problem } from "./api.js";
 import { drawCode, startCode } from "./code.js";
-import { $, copyButton, h, say, tabs } from "./dom.js";
+import { $, copyButton, h, icon, keep, kept, say, tabs } from "./dom.js";
 import { blame, check, completeInput, field, fill, onForm, showFormProblem, startForm } from "./form.js";
-import { askForKey, currentKey, findKey, onKey, startKey } from "./key.js";
+import { askForKey, currentKey, findKey, keyId, onKey, startKey } from "./key.js";
 import { model } from "./model.js";
-import { learnPace, showEmpty, showRun, shownPlayer } from "./result.js";
-import { previewsOf, Run } from "./run.js";
+import { learnPace, showEmpty, showProblem, showRun } from "./result.js";
+import { previewsOf, Run, RUNNING, SWEEPING } from "./run.js";
 import { money } from "./words.js";
 
-const RUNNING = `run of ${model.id}`;
 const HANDED = "request to open";
 const REFUSED = "This key was not accepted. Enter another one; what you entered stays.";
 let views;
-let current = null;
+let busy = false;
+let live = null; // what this page makes, or has made last
+let shown = null; // what the result shows: that, or a request of the past
 
 // ---------------------------------------------------------------- what the page says of the endpoint
 
@@ -35,7 +36,7 @@ function drawEndpoints() {
 // ---------------------------------------------------------------- one clip
 
 async function run() {
-  if ($("run").disabled) return;
+  if (busy) return showFormProblem("Not sent.", "A clip is at work. Wait until it has ended, or cancel it.");
   showFormProblem();
   const wrong = check();
   if (wrong.length) return showFormProblem("Not sent yet.", wrong.join(" "));
@@ -43,8 +44,7 @@ async function run() {
   setBusy(true);
   views.show("tab-result");
   try {
-    const input = await completeInput();
-    await follow(new Run(model.id, input, show), true);
+    await make(await completeInput());
   } catch (problem) {
     showFormProblem(`${problem.title ?? "Something went wrong"}.`, problem.text ?? String(problem));
     if (problem.status === 401) askForKey(REFUSED);
@@ -53,35 +53,68 @@ async function run() {
   }
 }
 
-async function follow(next, isNew) {
-  current = next;
+async function make(input) {
+  const next = new Run(model.id, input, redraw);
+  if (live?.isUnsure && JSON.stringify(live.input) === JSON.stringify(input)) next.key = live.key; // so it is made once
+  live = next;
   show(next);
   revealOutput();
-  if (isNew) await next.submit(previewsOf(next.input));
-  if (!next.ended) {
-    sessionStorage.setItem(RUNNING, JSON.stringify(next.saved));
-    learnPace();
-    await next.follow();
+  await next.submit(previewsOf(input));
+  await follow(next);
+  if (next.phase === "failed") tellFailure(next.problem);
+}
+
+/** Follow it to its end, over a reload if need be. */
+async function follow(run) {
+  if (!run.ended) {
+    keep(RUNNING, { ...run.saved, keyId: keyId() });
+    await run.follow();
   }
-  if (current === next) end(next);
+  sessionStorage.removeItem(RUNNING);
+  showFormProblem(); // who was told to wait may go on
+  if (run.result?.seed !== undefined) field("seed")?.note(run.result.seed);
+  if (run.phase === "done") say("Done. Your clip is ready.");
 }
 
-function end(finished) {
-  if (finished.result?.seed !== undefined) field("seed")?.note(finished.result.seed);
-  if (finished.phase !== "failed") return;
-  const loose = blame(finished.problem.fields);
-  if (finished.problem.status === 401) askForKey(REFUSED);
-  say(`${finished.problem.title}. ${finished.problem.text} ${loose.map(([, text]) => text).join(" ")}`);
+function tellFailure(problem) {
+  const loose = blame(problem.fields);
+  if (problem.status === 401) askForKey(REFUSED);
+  say(`${problem.title}. ${problem.text} ${loose.map(([, text]) => text).join(" ")}`);
 }
 
-function show(next) {
-  if (current === next) showRun(next, { onAgain: run });
+/** Let the result show a request: the one at work, or another while that goes on. */
+function show(run) {
+  shown = run;
+  redraw(run);
 }
 
-function setBusy(busy) {
-  $("run").disabled = busy;
-  $("run").textContent = busy ? "Working" : "Make a video";
-  $("form").setAttribute("aria-busy", busy);
+function redraw(run) {
+  if (shown === run) showRun(run, { onAgain: startAgain });
+  pointBack();
+}
+
+const startAgain = () => run();
+
+function drawWayBack() {
+  const back = h("button", { type: "button", class: "small" }, "Show yours");
+  back.onclick = () => {
+    show(live);
+    $("tab-result").focus();
+  };
+  $("stage").before(h("div", { id: "back-to-live", class: "notice row between", hidden: true }, h("p", { id: "back-words" }), back));
+}
+
+function pointBack() {
+  const isAway = live !== null && shown !== live;
+  $("back-to-live").hidden = !isAway;
+  if (isAway) $("back-words").textContent = live.ended ? "This is another request." : "This is another request. Yours is at work.";
+}
+
+function setBusy(on) {
+  busy = on;
+  $("run").disabled = on;
+  $("run").textContent = on ? "Working" : "Make a video";
+  $("form").setAttribute("aria-busy", on);
 }
 
 /** On a narrow screen the output lies below the form: bring it into view when something happens there. */
@@ -89,13 +122,18 @@ function revealOutput() {
   if (matchMedia("(max-width: 60rem)").matches) $("panel-result").parentElement.scrollIntoView({ block: "start" });
 }
 
-/** A request that ran when the page was left is taken up again. */
+/** A request of this key that ran when the page was left is taken up again, without disturbing who reads. */
 async function takeUpAgain() {
-  const saved = JSON.parse(sessionStorage.getItem(RUNNING) ?? "null");
-  if (!saved || !currentKey()) return;
+  const saved = kept(RUNNING);
+  if (saved?.keyId !== keyId()) return;
   setBusy(true);
-  await follow(Run.resumed(saved, show), false);
-  setBusy(false);
+  live = Run.resumed(saved, redraw);
+  show(live);
+  try {
+    await follow(live);
+  } finally {
+    setBusy(false);
+  }
 }
 
 // ---------------------------------------------------------------- the past
@@ -108,46 +146,66 @@ function showPage() {
     if (on) $(id).setAttribute("aria-current", "page");
     else $(id).removeAttribute("aria-current");
   }
-  if (past) import("./history.js").then(({ showHistory }) => showHistory(openPast));
+  if (past) use(import("./history.js"), $("history"), ({ showHistory }) => showHistory(openPast));
 }
 
-/** Put an earlier request into the form, and its clip beside it; or make it once more. */
+/** Put an earlier request into the form, and what became of it beside it; or make it once more. */
 async function openPast(item, again = null) {
-  if (item.endpoint_id !== model.id) {
-    sessionStorage.setItem(HANDED, JSON.stringify({ id: item.request_id, again }));
-    location.assign(`/models/${item.endpoint_id}`);
-    return;
-  }
+  const isServed = model.endpoints.some(({ id }) => id === item.endpoint_id);
+  if (isServed && item.endpoint_id !== model.id) return handOver(item, again);
+  leaveHistory();
+  if (!isServed) return tell(new Problem("This endpoint is gone", `${item.endpoint_id} is served here no longer. What it made is in the history.`));
   const { seed, ...rest } = item.json_input ?? {};
   fill(again === "new seed" ? rest : { ...rest, seed });
+  if (again) return run();
+  show(Run.past(item, redraw));
+}
+
+function leaveHistory() {
   history.replaceState(null, "", location.pathname);
   showPage();
   scrollTo(0, 0);
-  if (again) return run();
-  await showPastRun(item);
-}
-
-async function showPastRun(item) {
-  const path = `/queue/${item.endpoint_id.split("/").slice(0, 2).join("/")}/requests/${item.request_id}`;
-  const saved = { endpoint: item.endpoint_id, input: item.json_input, id: item.request_id, path, sentAt: Date.parse(item.sent_at) };
   views.show("tab-result");
-  await follow(Run.resumed(saved, show), false);
 }
 
+function handOver({ request_id: id, endpoint_id: endpoint }, again) {
+  keep(HANDED, { id, again });
+  location.assign(`/models/${endpoint}`);
+}
+
+/** Open what the page of another endpoint handed over. */
 async function openHanded() {
-  const handed = JSON.parse(sessionStorage.getItem(HANDED) ?? "null");
+  const handed = kept(HANDED);
+  if (!handed) return;
   sessionStorage.removeItem(HANDED);
-  if (!handed) return false;
-  const found = await call(`/v1/models/requests/search?request_id=${handed.id}&expand=payloads`).catch(() => null);
-  if (found?.items?.[0]) await openPast(found.items[0], handed.again);
-  return Boolean(found?.items?.[0]);
+  try {
+    const { items } = await call(`/v1/models/requests/search?request_id=${handed.id}&expand=payloads`);
+    if (!items.length) throw new Problem("Not found", "The request is in the history no longer.");
+    await openPast(items[0], handed.again);
+  } catch (problem) {
+    tell(problem);
+  }
+}
+
+/** Say in the result's place why there is none. */
+function tell(problem) {
+  shown = problem;
+  showProblem(problem);
+  pointBack();
 }
 
 // ---------------------------------------------------------------- the page
 
-function showSweep() {
-  return import("./sweep.js").then(({ startSweep }) => startSweep());
+/** Use a part of the page that is loaded when it is wanted. Browsers keep that a load has failed, so all is loaded again. */
+async function use(loading, place, begin) {
+  const part = await loading.catch(() => null);
+  if (part) return begin(part);
+  const again = h("button", { type: "button", class: "primary", onclick: () => location.reload() }, "Load the page again");
+  place.replaceChildren(h("div", { class: "blank failed", role: "alert" }, icon("warning"), h("p", { class: "blank-title" }, "This could not be loaded"),
+    h("p", { class: "help" }, "Check the connection. What you entered stays here."), h("div", { class: "row center" }, again)));
 }
+
+const showSweep = () => use(import("./sweep.js"), $("panel-sweep"), ({ startSweep }) => startSweep());
 
 function keys(event) {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !$("playground").hidden && !document.querySelector("dialog[open]")) {
@@ -160,6 +218,7 @@ async function start() {
   startKey();
   drawEndpoints();
   views = tabs($("views"), (tab) => tab.id === "tab-sweep" && showSweep());
+  drawWayBack();
   startForm();
   startCode();
   drawCode();
@@ -175,18 +234,19 @@ async function start() {
   };
   document.addEventListener("keydown", keys);
   addEventListener("hashchange", showPage);
+  showPage();
   document.documentElement.dataset.ready = "yes"; // the page answers from here on
   await findKey();
   onKey(afterKey);
-  await afterKey();
-  showPage();
-  if (!(await openHanded())) await takeUpAgain();
+  afterKey();
+  if (kept(SWEEPING)) views.show("tab-sweep");
+  if (currentKey()) openHanded();
 }
 
-async function afterKey() {
+function afterKey() {
   if (!currentKey()) return;
-  await learnPace();
-  if (!current) showEmpty();
+  learnPace();
+  if (!busy) takeUpAgain();
 }
 
 start();

@@ -5,6 +5,9 @@ const NAME = "svd-serve key";
 const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\])$/; // elsewhere the service gives its key to nobody
 const listeners = [];
 
+/** What is public of the key. */
+export const keyId = () => currentKey().split(":")[0];
+
 export const currentKey = () => sessionStorage.getItem(NAME) ?? localStorage.getItem(NAME) ?? "";
 
 export const onKey = (listener) => listeners.push(listener);
@@ -17,13 +20,24 @@ function setKey(key, remember = false) {
   for (const listener of listeners) listener(key);
 }
 
-/** Take the key from the address, or from the service where it gives one to its own machine. */
-export async function findKey() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("key");
-  if (given) {
-    setKey(given);
-    history.replaceState(null, "", location.pathname + location.search);
+/** Take the key that the address brings, and leave it there no longer. A key is no form's value: a plus stays one. */
+function takeKeyFromAddress() {
+  const given = /^#key=(.+)/.exec(location.hash)?.[1];
+  if (!given) return;
+  history.replaceState(null, "", location.pathname + location.search);
+  setKey(decoded(given));
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
   }
+}
+
+/** Ask the service for its key, which it gives to its own machine. */
+export async function findKey() {
   if (currentKey() || !LOOPBACK.test(location.hostname)) return;
   const reply = await fetch("/playground/key").catch(() => null);
   const found = reply?.ok ? await reply.json().catch(() => null) : null;
@@ -31,7 +45,7 @@ export async function findKey() {
 }
 
 function drawButton() {
-  const id = currentKey().split(":")[0];
+  const id = keyId();
   $("key-button").replaceChildren(icon("key"), h("span", {}, id ? shorten(id) : "Enter a key"));
   $("key-button").classList.toggle("wanting", !id);
   $("key-button").setAttribute("aria-label", id ? `Key ${shorten(id)}: change or forget it` : "Enter a key");
@@ -63,7 +77,7 @@ function takeKey(event) {
 
 function drawDialog() {
   const button = (text, properties) => h("button", { type: "button", ...properties }, text);
-  const input = h("input", { id: "key", type: "password", autocomplete: "off", placeholder: "id:secret", spellcheck: "false" });
+  const input = h("input", { id: "key", type: "password", autocomplete: "off", placeholder: "id:secret" });
   input.setAttribute("aria-describedby", "key-problem");
   const form = h("form", { method: "dialog", id: "key-form" },
     h("h2", { id: "key-title" }, "Your key"),
@@ -77,10 +91,12 @@ function drawDialog() {
   document.body.append(h("dialog", { id: "key-dialog", "aria-labelledby": "key-title" }, form));
 }
 
-/** Wire the key's button and its dialog. */
+/** Wire the key's button and its dialog, and take a key from the address, now or when it comes there. */
 export function startKey() {
   drawDialog();
   drawButton();
+  takeKeyFromAddress();
+  addEventListener("hashchange", takeKeyFromAddress);
   $("key-button").onclick = () => askForKey();
   $("key-form").onsubmit = takeKey;
   $("key-close").onclick = () => $("key-dialog").close();

@@ -1,8 +1,6 @@
 // A clip with what eyes need to judge it: loop, frame by frame, slow, whole and full, and a way to keep it.
-import { h, icon } from "./dom.js";
+import { h, icon, SPEEDS } from "./dom.js";
 import { many } from "./words.js";
-
-const SPEEDS = [0.1, 0.25, 0.5, 1, 2];
 
 /** A player. `fps` is what the clip was made with: a browser does not tell. */
 export function clipPlayer(url, { fps, name = "clip.mp4" }) {
@@ -52,7 +50,7 @@ export function clipPlayer(url, { fps, name = "clip.mp4" }) {
   label();
   const lost = h("p", { class: "help bad", hidden: true }, "This clip cannot be played. Its file may have been deleted.");
   video.onerror = () => (lost.hidden = false);
-  return { root: h("div", { class: "player" }, video, lost, controls.root), video, flip, step: (by) => goTo(frame() + by) };
+  return h("div", { class: "player" }, video, lost, controls.root);
 }
 
 function drawControls(url, name) {

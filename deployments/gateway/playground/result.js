@@ -3,26 +3,29 @@ import { call } from "./api.js";
 import { $, copyButton, h, here, icon, say } from "./dom.js";
 import { askForKey } from "./key.js";
 import { model, nearestSize } from "./model.js";
-import { bytes, clock, many, money, seconds } from "./words.js";
+import { clipPlayer } from "./player.js";
+import { bytes, clock, many, money, seconds, timeOfDay } from "./words.js";
 
-let ticking = null;
+const TICK_MS = 250;
+const PACE_MS = 5000; // the service looks no more often either
+let timers = [];
 let pace = null;
-let drawn = { phase: null, id: null, player: null };
+let drawn = { run: null, phase: null };
 
-/** Ask how fast this endpoint is; unknown is no failure. */
+/** Ask how fast this endpoint is, and tell it where that is wanted; unknown is no failure. */
 export async function learnPace() {
-  pace = await call(`/playground/pace?endpoint_id=${encodeURIComponent(model.id)}`).catch(() => null);
-  return pace;
+  pace = await call(`/playground/pace?endpoint_id=${encodeURIComponent(model.id)}`).catch(() => pace);
+  if ($("usual")) $("usual").textContent = pace?.seconds ? `A clip takes about ${seconds(pace.seconds)} on this server.` : "";
+  if (drawn.phase === "waiting") drawWork(drawn.run);
 }
 
 /** What is there before anything was made. */
 export function showEmpty() {
-  const wait = pace?.seconds ? `A clip takes about ${seconds(pace.seconds)} on this server.` : "";
   const wanted = model.schema.required?.includes("prompt") ? "Say what it should show" : "Choose a picture";
   setStatus("");
   $("stage").replaceChildren(
     h("div", { class: "blank" }, icon("film"), h("p", { class: "blank-title" }, "Your clip will play here"),
-      h("p", { class: "help" }, `${wanted}, turn the knobs, and press “Make a video”. ${wait}`)),
+      h("p", { class: "help" }, `${wanted}, turn the knobs, and press “Make a video”. `, h("span", { id: "usual" }))),
   );
   $("result-more").replaceChildren();
 }
@@ -33,18 +36,28 @@ function setStatus(text) {
 
 /** Draw a request as it is now. */
 export function showRun(run, { onAgain }) {
-  const isNew = drawn.id !== run || drawn.phase !== run.phase;
-  if (isNew) beginPhase(run, onAgain);
+  if (drawn.run !== run || drawn.phase !== run.phase) beginPhase(run, onAgain);
   if (!run.ended) drawWork(run);
-  drawn = { ...drawn, id: run, phase: run.phase };
 }
 
 function beginPhase(run, onAgain) {
-  clearInterval(ticking);
+  const isOther = drawn.run !== run;
+  forget();
+  drawn = { run, phase: run.phase };
   if (run.phase === "done") return drawClip(run);
   if (run.ended) return drawFailure(run, onAgain);
-  if (drawn.id !== run || !$("work")) drawWorkFrame(run);
-  ticking = setInterval(() => drawTimes(run), 250);
+  if (isOther) drawWorkFrame(run);
+  timers = [setInterval(() => drawTimes(run), TICK_MS)];
+  if (run.phase !== "waiting") return;
+  learnPace();
+  timers.push(setInterval(learnPace, PACE_MS));
+}
+
+/** Nothing is drawn from here on but what comes next. */
+function forget() {
+  timers.forEach(clearInterval);
+  timers = [];
+  drawn = { run: null, phase: null };
 }
 
 // ---------------------------------------------------------------- at work
@@ -55,7 +68,7 @@ function drawWorkFrame(run) {
   const image = h("img", { id: "preview", alt: "", class: "preview before", hidden: !isKnown, src: isKnown && picture.src });
   const bar = h("progress", { id: "progress", "aria-label": "Progress", max: 1 });
   const log = h("details", { class: "log" }, h("summary", {}, "Log"), h("ol", { id: "log" }));
-  const cancel = h("button", { type: "button", id: "cancel", class: "secondary", onclick: () => run.cancel() }, "Cancel");
+  const cancel = h("button", { type: "button", id: "cancel", class: "secondary", onclick: () => cancel(run) }, "Cancel");
   const words = h("div", { class: "work-words" }, h("p", { id: "work-title" }), h("p", { id: "work-more", class: "help" }));
   const times = h("span", { class: "elapsed" }, icon("clock"), h("span", { id: "elapsed" }));
   const frame = h("div", { class: "work-frame", id: "work-frame" }, image, h("span", { class: "shimmer", "aria-hidden": "true" }));
@@ -64,6 +77,11 @@ function drawWorkFrame(run) {
     h("div", { id: "work" }, frame, bar, h("div", { class: "row between" }, words, h("div", { class: "row" }, times, cancel)), log),
   );
   $("result-more").replaceChildren();
+}
+
+async function cancel(run) {
+  await run.cancel();
+  if (run.notice) say(run.notice);
 }
 
 /** The frame has the clip's shape from the beginning, as far as it is known, so that nothing jumps. */
@@ -87,8 +105,8 @@ function drawWork(run) {
   const [status, title, more] = wordsOf(run);
   setStatus(status);
   $("work-title").textContent = title;
-  $("work-more").textContent = run.lost ? "The connection is lost. The request goes on; this page tries again." : more;
-  $("cancel").disabled = run.canceling || !run.path || run.phase === "fetching";
+  $("work-more").textContent = run.lost ? "The connection is lost. The request goes on; this page tries again." : run.notice || more;
+  $("cancel").disabled = run.canceling || run.phase === "fetching";
   $("cancel").textContent = run.canceling ? "Cancelling" : "Cancel";
   drawPreview(run);
   drawLog(run);
@@ -108,9 +126,11 @@ function placeWords(position) {
   return position === 0 ? "Next in line" : `${many(position, "request")} ahead`;
 }
 
+/** When it will be there: what runs, what goes before it and itself, as many at a time as are made at once. */
 function waitWords(position) {
-  if (!pace?.seconds || position === null) return "";
-  const rounds = Math.ceil((position + 1) / (pace.at_once ?? 1));
+  if (pace?.at_once === 0) return "Nothing is ready to make it yet. It waits until a worker has started.";
+  if (!pace?.seconds || !pace.at_once || position === null) return "";
+  const rounds = Math.ceil((pace.running + position + 1) / pace.at_once);
   return `Ready in about ${seconds(rounds * pace.seconds)}.`;
 }
 
@@ -119,7 +139,7 @@ function drawPreview(run) {
   if (!url || $("preview").dataset.url === url) return;
   const next = new Image();
   next.onload = () => {
-    if (!$("preview")) return;
+    if ($("preview")?.dataset.url !== url) return; // of another request by now, or a later one has come
     Object.assign($("preview"), { src: url, hidden: false, alt: "The clip so far", className: "preview" });
   };
   $("preview").dataset.url = url;
@@ -129,9 +149,11 @@ function drawPreview(run) {
 function drawLog(run) {
   const list = $("log");
   for (const line of run.logs.slice(list.children.length)) {
-    list.append(h("li", {}, h("time", {}, line.timestamp.slice(11, 19)), line.message));
+    list.append(logLine(line));
   }
 }
+
+const logLine = ({ timestamp, message }) => h("li", {}, h("time", { dateTime: timestamp }, timeOfDay(timestamp)), message);
 
 function drawTimes(run) {
   if ($("elapsed")) $("elapsed").textContent = clock(Date.now() - run.sentAt);
@@ -139,14 +161,11 @@ function drawTimes(run) {
 
 // ---------------------------------------------------------------- done
 
-async function drawClip(run) {
+function drawClip(run) {
   const file = run.result[model.result] ?? run.result.video ?? run.result.image;
-  const { clipPlayer } = await import("./player.js");
-  const player = clipPlayer(here(file.url, model.public_url), { fps: run.input.fps ?? 25, name: file.file_name });
-  drawn.player = player;
-  $("stage").replaceChildren(player.root);
+  const player = clipPlayer(here(file.url, model.public_url), { fps: run.input.fps ?? model.fps, name: file.file_name });
+  $("stage").replaceChildren(player);
   setStatus("Done");
-  say(`Done. The clip is ready after ${clock(run.endedAt - run.sentAt)}`);
   const facts = h("dl", { class: "facts" }, factsOf(run, file).map(fact));
   $("result-more").replaceChildren(facts, idLine(run), jsonOf("Request", run.input), jsonOf("Answer", run.result));
   if (run.logs.length) $("result-more").append(logOf(run));
@@ -163,7 +182,7 @@ function factsOf(run, file) {
 async function addAccounts(run, facts) {
   const query = `request_id=${run.id}`;
   const [past, bill] = await Promise.all([
-    call(`/v1/models/requests/search?${query}`).catch(() => null),
+    run.past ? { items: [run.past] } : call(`/v1/models/requests/search?${query}`).catch(() => null),
     call(`/v1/models/billing-events?${query}`).catch(() => null),
   ]);
   const item = past?.items?.[0];
@@ -183,7 +202,7 @@ function idLine(run) {
     copyButton(() => run.id, "Copy the request's id"));
 }
 
-export function jsonOf(title, value) {
+function jsonOf(title, value) {
   const text = JSON.stringify(value, null, 2);
   const block = h("pre", { class: "code", tabIndex: 0, role: "region", "aria-label": `${title} as JSON` }, text);
   const head = h("summary", {}, `${title} as JSON`);
@@ -191,8 +210,7 @@ export function jsonOf(title, value) {
 }
 
 function logOf(run) {
-  const lines = run.logs.map((line) => h("li", {}, h("time", {}, line.timestamp.slice(11, 19)), line.message));
-  return h("details", { class: "log" }, h("summary", {}, `Log, ${many(run.logs.length, "line")}`), h("ol", {}, lines));
+  return h("details", { class: "log" }, h("summary", {}, `Log, ${many(run.logs.length, "line")}`), h("ol", {}, run.logs.map(logLine)));
 }
 
 // ---------------------------------------------------------------- or not
@@ -200,20 +218,29 @@ function logOf(run) {
 function drawFailure(run, onAgain) {
   const { problem } = run;
   const cancelled = run.phase === "cancelled";
-  setStatus(cancelled ? "Cancelled" : "Failed");
   const again = h("button", { type: "button", class: "primary", onclick: onAgain }, cancelled ? "Make it again" : "Try again");
   const key = problem.status === 401 && h("button", { type: "button", class: "primary", onclick: () => askForKey() }, "Enter a key");
-  const fields = Object.entries(problem.fields).map(([name, text]) => h("li", {}, h("code", {}, name), ` ${text}`));
-  $("stage").replaceChildren(
-    h("div", { class: `blank ${cancelled ? "" : "failed"}`, role: "alert" }, icon(cancelled ? "cross" : "warning"),
-      h("p", { class: "blank-title" }, problem.title), h("p", { class: "help" }, problem.text),
-      fields.length > 0 && h("ul", { class: "blames" }, fields),
-      h("div", { class: "row center" }, key || again)),
-  );
+  drawProblem(problem, key || again, cancelled);
   const told = problem.body && jsonOf("Answer", problem.body);
   $("result-more").replaceChildren(...[run.id && idLine(run), jsonOf("Request", run.input), told].filter(Boolean));
   if (run.logs.length) $("result-more").append(logOf(run));
 }
 
-/** The clip's player, if there is one: the page has keys for it. */
-export const shownPlayer = () => drawn.player;
+/** What there is no clip for, and what may be done about it. */
+function drawProblem({ title, text, fields }, action, cancelled = false) {
+  const blames = Object.entries(fields).map(([name, words]) => h("li", {}, h("code", {}, name), ` ${words}`));
+  setStatus(cancelled ? "Cancelled" : "Failed");
+  $("stage").replaceChildren(
+    h("div", { class: `blank ${cancelled ? "" : "failed"}`, role: "alert" }, icon(cancelled ? "cross" : "warning"),
+      h("p", { class: "blank-title" }, title), h("p", { class: "help" }, text),
+      blames.length > 0 && h("ul", { class: "blames" }, blames),
+      action && h("div", { class: "row center" }, action)),
+  );
+}
+
+/** A failure that is no request's. */
+export function showProblem(problem) {
+  forget();
+  drawProblem(problem);
+  $("result-more").replaceChildren();
+}

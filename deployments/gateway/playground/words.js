@@ -7,6 +7,9 @@ export function seconds(value) {
   return value < 5400 ? `${Math.round(value / 60)} min` : `${(value / 3600).toFixed(1)} h`;
 }
 
+/** The time of day where the reader is. */
+export const timeOfDay = (time) => new Date(time).toLocaleTimeString(undefined, { hourCycle: "h23", hour: "2-digit", minute: "2-digit", second: "2-digit" });
+
 /** A clock that runs: 0:07. */
 export function clock(ms) {
   const whole = Math.max(0, Math.floor(ms / 1000));
@@ -36,6 +39,9 @@ export function ago(time) {
   if (passed < 86400) return `${Math.floor(passed / 3600)} h ago`;
   return new Date(time).toLocaleDateString(undefined, { day: "numeric", month: "short", year: "numeric" });
 }
+
+/** Whether a value is too long to be kept by a browser: a file may be written out in it. */
+export const isLong = (value) => typeof value === "string" && value.length > 20_000;
 
 const LABELS = {
   image_url: "Picture",
