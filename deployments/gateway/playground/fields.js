@@ -42,7 +42,7 @@ const describedBy = (name, property) => `${property.description ? `${name}-help 
 // ---------------------------------------------------------------- numbers
 
 /** Where a value lies on a slider. A default near the bottom of a long range gets room by a cubic scale. */
-function scaleOf({ minimum, maximum, default: initial, type }) {
+export function scaleOf({ minimum, maximum, default: initial, type }) {
   const span = maximum - minimum;
   const power = type === "number" && initial !== undefined && (initial - minimum) / span < 0.05 ? 3 : 1;
   const digits = (value) => (type === "integer" ? Math.round(value) : Number(value.toPrecision(2)));

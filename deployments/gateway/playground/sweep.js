@@ -1,9 +1,10 @@
 // A sweep: the same picture and seed with three to five values of one parameter, side by side and played in step.
-import { $, h, here, icon, say } from "./dom.js";
-import { check, completeInput, draft, field, numericFields, onForm, showFormProblem } from "./form.js";
-import { askForKey, currentKey } from "./key.js";
+import { $, h, here, icon, keep, kept, labelled, say } from "./dom.js";
+import { scaleOf } from "./fields.js";
+import { check, completeInput, draft, field, numericFields, showFormProblem } from "./form.js";
+import { askForKey, currentKey, keyId } from "./key.js";
 import { model } from "./model.js";
-import { Run } from "./run.js";
+import { Run, SWEEPING } from "./run.js";
 import { together } from "./together.js";
 import { labelOf, many, money } from "./words.js";
 
@@ -13,8 +14,8 @@ let parts = null;
 export function startSweep() {
   if (parts) return;
   parts = drawSetup();
-  onForm(drawPlan);
   suggest();
+  takeUpAgain();
 }
 
 function drawSetup() {
@@ -42,20 +43,17 @@ function drawSetup() {
   return { parameter, count, values, problem, plan, start, stop, grid, controls };
 }
 
-const labelled = (text, control) => h("label", { class: "stack tight" }, h("span", { class: "label" }, text), control);
-
 const blank = () =>
   h("div", { class: "blank" }, icon("layers"), h("p", { class: "blank-title" }, "What does this parameter do?"),
     h("p", { class: "help" }, "One click makes a clip for each value, with the same picture and seed, and shows them side by side."));
 
-/** Values spread over the range of the parameter; over its orders of magnitude where the default is near the bottom. */
+/** Values spread as on the slider of the parameter; over its lower half where the usual one is near the bottom. */
 function suggest() {
-  const { minimum = 0, maximum = 100, default: initial, type } = field(parts.parameter.value).property;
-  const count = Number(parts.count.value);
-  const power = type === "number" && initial < minimum + (maximum - minimum) * 0.05 ? 3 : 1;
-  const top = power === 3 ? maximum / 10 : maximum;
-  const spread = Array.from({ length: count }, (_, at) => minimum + (top - minimum) * (at / (count - 1)) ** power);
-  parts.values.value = spread.map((each) => (type === "integer" ? Math.round(each) : Number(each.toPrecision(2)))).join(", ");
+  const { property } = field(parts.parameter.value);
+  const scale = scaleOf(property);
+  const top = scale.place(property.default) < 250 ? 500 : 1000;
+  const last = Number(parts.count.value) - 1;
+  parts.values.value = Array.from({ length: last + 1 }, (_, at) => scale.value((top * at) / last)).join(", ");
   drawPlan();
 }
 
@@ -93,8 +91,7 @@ async function runSweep() {
   try {
     const seed = draft().seed ?? Math.floor(Math.random() * (2 ** 32 - 1));
     const input = { ...(await completeInput()), seed };
-    await runAll(name, values.map((value) => ({ ...input, [name]: value })));
-    field("seed")?.note(seed);
+    await makeAll(name, values.map((value) => ({ ...input, [name]: value })));
   } catch (failure) {
     parts.problem.textContent = `${failure.title ?? "Something went wrong"}. ${failure.text ?? failure}`;
   } finally {
@@ -102,14 +99,44 @@ async function runSweep() {
   }
 }
 
-async function runAll(name, inputs) {
+async function makeAll(name, inputs) {
+  const { runs, tiles } = begin(name, inputs, (input, draw) => new Run(model.id, input, draw));
+  for (const run of runs) {
+    await run.submit(0); // in their order, so that they wait in it
+    const sent = runs.filter((each) => each.id);
+    if (sent.length) keep(SWEEPING, { keyId: keyId(), name, sent: sent.map((each) => each.saved) });
+  }
+  await followAll(runs, tiles);
+}
+
+/** A sweep of this key that ran when the page was left is taken up again. */
+async function takeUpAgain() {
+  const saved = kept(SWEEPING);
+  if (saved?.keyId !== keyId()) return;
+  const inputs = saved.sent.map(({ input }) => input);
+  const { runs, tiles } = begin(saved.name, inputs, (input, draw, at) => Run.resumed(saved.sent[at], draw));
+  setBusy(true);
+  try {
+    await followAll(runs, tiles);
+  } finally {
+    setBusy(false);
+  }
+}
+
+/** A run and its tile for each input. */
+function begin(name, inputs, runOf) {
   const tiles = inputs.map((input) => drawTile(name, input[name]));
   parts.grid.replaceChildren(...tiles.map(({ root }) => root));
   parts.controls.replaceChildren();
-  const runs = inputs.map((input, at) => new Run(model.id, input, (run) => drawRun(tiles[at], run)));
+  const runs = inputs.map((input, at) => runOf(input, (run) => drawRun(tiles[at], run), at));
   parts.stop.onclick = () => runs.forEach((run) => run.cancel());
-  for (const run of runs) await run.submit(0); // in their order, so that they wait in it
+  return { runs, tiles };
+}
+
+async function followAll(runs, tiles) {
   await Promise.all(runs.filter((run) => !run.ended).map((run) => run.follow()));
+  sessionStorage.removeItem(SWEEPING);
+  field("seed")?.note(runs[0].input.seed);
   const videos = tiles.map(({ video }) => video).filter(Boolean);
   if (videos.length > 1) parts.controls.append(together(videos));
   say(`The sweep is done: ${many(videos.length, "clip")}`);
@@ -131,7 +158,7 @@ function drawTile(name, value) {
 function drawRun(tile, run) {
   if (run.phase === "done") return drawVideo(tile, run);
   const words = { sending: "Sending", waiting: run.position ? `${run.position} ahead` : "Waiting", running: "Making it", fetching: "Finishing" };
-  tile.words.textContent = run.problem ? `${run.problem.title}. ${run.problem.text}` : words[run.phase];
+  tile.words.textContent = run.problem ? `${run.problem.title}. ${run.problem.text}` : run.notice || words[run.phase];
   tile.bar.hidden = run.ended;
   if (run.progress !== null) tile.bar.value = run.progress;
 }
