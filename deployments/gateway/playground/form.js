@@ -1,9 +1,10 @@
 // The form of an endpoint, drawn from its schema: what a request says, checked before it is sent, and kept over a reload.
-import { $, h } from "./dom.js";
+import { $, h, keep, kept } from "./dom.js";
 import { choiceField, numberField, seedField, sizeField, textField } from "./fields.js";
 import { archiveField, maskField } from "./files.js";
 import { model } from "./model.js";
 import { pictureField } from "./picture.js";
+import { isLong } from "./words.js";
 
 const DRAFT = `draft of ${model.id}`;
 const ORDER = ["image_url", "prompt", "mask_image_url", "control_maps_data_url", "video_size", "motion_bucket_id", "cond_aug", "steps", "fps"];
@@ -99,7 +100,7 @@ function showWrong(wrong) {
 function changed({ picture = false } = {}) {
   if (!ready) return;
   if (picture) followPicture();
-  sessionStorage.setItem(DRAFT, JSON.stringify(draft()));
+  keepDraft();
   for (const listener of listeners) listener();
 }
 
@@ -110,9 +111,17 @@ function followPicture() {
   field("mask_image_url")?.follow(isSame);
 }
 
+/** Keep what is entered, and the names of the files that a reload loses: they are not uploaded, or written out. */
+function keepDraft() {
+  const said = Object.entries(draft((each) => ({ lost: each.pending().name })));
+  keep(DRAFT, Object.fromEntries(said.map(([name, value]) => [name, isLong(value) ? { lost: "A file" } : value])));
+}
+
 function restore() {
-  const kept = JSON.parse(sessionStorage.getItem(DRAFT) ?? "null");
-  if (kept) fill(kept);
+  const entries = Object.entries(kept(DRAFT) ?? {});
+  if (!entries.length) return;
+  fill(Object.fromEntries(entries.filter(([, value]) => !value.lost)));
+  for (const [name, { lost }] of entries) if (lost) field(name)?.mark(`Choose it again: ${lost} was not uploaded when the page was left.`);
 }
 
 /** Tell what kept a form from being sent, above its button. */
