@@ -17,6 +17,7 @@ What fal's documents leave open, or say in two ways, and what this server does:
 | reply of ``/tokens/``, of ``/tokens/realtime`` | a string with 201, ``{"token": …}``            | tokens          |
 | webhook retries                              | ten within two hours, 15 s each                  | queue.webhooks  |
 | ``/v1/models/requests/search``               | a text search over what the history keeps        | report_routes   |
+| what was cancelled, in counts and searches   | ``cancelled``: no ``user_error``                 | queue.reports   |
 | the history of what still runs               | not shown: it lists what has ended               | report_routes   |
 | deleting a key                               | ``DELETE /v1/keys/{id}``                         | key_routes      |
 """

@@ -3,7 +3,8 @@
     query ──▶ Window (buckets) ──▶ Reports ──▶ charges ──▶ time_series, summary
     query ──▶ Selection ─────────▶ Reports ──▶ pages of billing events, or of requests with their payloads
 
-A key sees its own requests, one with the ADMIN scope everybody's, and what they cost us: to others that is not there.
+A key sees its own requests, one with the ADMIN scope everybody's, whose they are, and what they cost us: to others that
+is not there.
 fal calls *cost* what is billed. So what they cost us is ``gpu_cost`` beside it, and ``cost`` only in the history, which
 knows no such field of fal's.
 """
@@ -14,6 +15,7 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Response
@@ -33,11 +35,14 @@ from deployments.queue.request import InferenceRequest, RequestStatus
 LARGEST_HISTORY_PAGE = 100
 LARGEST_SERIES_PAGE = 10_000
 LONGEST_TEXT = 500
+LONGEST_SHORT_PAYLOAD = 16_384
+"""Characters of a payload in a list that is to be short: all but those that have a file in them."""
 
 _COUNTS: Mapping[str, Callable[[Speed], int]] = {
     "request_count": lambda speed: speed.requests,
     "success_count": lambda speed: speed.endings[Ending.SUCCESS],
     "user_error_count": lambda speed: speed.endings[Ending.USER_ERROR],
+    "cancelled_count": lambda speed: speed.endings[Ending.CANCELLED],
     "error_count": lambda speed: speed.endings[Ending.ERROR],
 }
 _TIMES = {
@@ -89,6 +94,7 @@ class SearchQuery(Period, Paged):
     sort_by: Order = Order.ENDED_AT
     expand: Listed = Field([])
     query: Annotated[str, StringConstraints(max_length=LONGEST_TEXT, pattern=r"^[^\x00]*$")] = ""
+    mine: bool = Field(False, description="Only those of the caller's own key, whatever else it may see.")
 
 
 class HistoryQuery(SearchQuery):
@@ -275,11 +281,16 @@ def _billing_event(service: Service, past: Past, caller: Caller) -> dict[str, An
 
 
 async def _history(service: Service, query: SearchQuery, caller: Caller) -> dict[str, Any]:
-    payloads = "payloads" in check_expand(query, ("payloads",))
+    parts = check_expand(query, ("payloads", "short_payloads"))
     selection = _selection(query, caller, request_ids=query.request_id, ending=query.status, text=query.query or None)
-    read = service.reports.history if payloads else service.reports.outline
-    page = await read(selection, query.limit + 1, query.sort_by, query.place())
-    items = [_item(service, past, payloads, caller) for past in page[: query.limit]]
+    selection = replace(selection, key_id=caller.key_id) if query.mine else selection
+    what = (selection, query.limit + 1, query.sort_by, query.place())
+    if parts:
+        longest = None if "payloads" in parts else LONGEST_SHORT_PAYLOAD
+        page = await service.reports.history(*what, longest)
+    else:
+        page = await service.reports.outline(*what)
+    items = [_item(service, past, bool(parts), caller) for past in page[: query.limit]]
     return {"items": items, **_rest(page, query)}
 
 
@@ -296,6 +307,7 @@ def _item(service: Service, past: Past, payloads: bool, caller: Caller) -> dict[
     if caller.is_admin:
         price, cost = _price(service, past), past.cost_nano_usd
         item |= {"cost": usd(cost), "price": usd(price), "margin": usd(price - cost)}
+        item |= {"auth_method": past.alias or past.key_id, "mine": past.key_id == caller.key_id}
     return item | ({"json_input": past.input, "json_output": past.output} if payloads else {})
 
 

@@ -39,6 +39,7 @@ from sqlalchemy import (
 )
 
 from deployments.costs import MICRO
+from deployments.errors import ClientCancelled
 from deployments.queue.database import Database, uninterrupted
 from deployments.queue.request import RequestStatus
 from deployments.queue.tables import keys, now, request_io, requests
@@ -67,10 +68,11 @@ _unpriced = _columns.price_nano_usd.is_(None)
 
 
 class Ending(StrEnum):
-    """How a request may have ended, in fal's words."""
+    """How a request may have ended: in fal's words, but that to give one up is no error of anybody's."""
 
     SUCCESS = "success"
     USER_ERROR = "user_error"
+    CANCELLED = "cancelled"
     ERROR = "error"
 
 
@@ -78,7 +80,8 @@ def endings(status_code: ColumnElement[int]) -> dict[Ending, ColumnElement[bool]
     """How the requests ended that have this status."""
     return {
         Ending.SUCCESS: status_code.between(200, 299),
-        Ending.USER_ERROR: status_code.between(400, 499),
+        Ending.USER_ERROR: and_(status_code.between(400, 499), status_code != ClientCancelled.status),
+        Ending.CANCELLED: status_code == ClientCancelled.status,
         Ending.ERROR: status_code >= 500,
     }
 
@@ -215,11 +218,13 @@ class Speed:
 class Past:
     """A request that has ended. ``input`` and ``output`` are None unless asked for, and where they were not kept.
 
-    ``price_nano_usd`` is None of a failure, and where the row keeps none.
+    ``price_nano_usd`` is None of a failure, and where the row keeps none; ``alias`` names the key, where it has a name.
     """
 
     place: Place
     id: str
+    key_id: str
+    alias: str | None
     endpoint: str
     created_at: float
     started_at: float | None
@@ -325,10 +330,16 @@ class Reports:
 
     @uninterrupted
     async def history(
-        self, selection: Selection, limit: int, order: Order = Order.ENDED_AT, after: Place | None = None
+        self,
+        selection: Selection,
+        limit: int,
+        order: Order = Order.ENDED_AT,
+        after: Place | None = None,
+        longest: int | None = None,
     ) -> list[Past]:
-        """A page of what has ended, with the payloads that were kept."""
-        return await self._page(_past(request_io.c.input, request_io.c.output), selection, limit, order, after)
+        """A page of what has ended, with the payloads that were kept; an empty one for each ``longest`` leaves out."""
+        payloads = [_up_to(longest, each) for each in (request_io.c.input, request_io.c.output)]
+        return await self._page(_past(*payloads), selection, limit, order, after)
 
     @uninterrupted
     async def outline(
@@ -449,13 +460,22 @@ def _speed(counts: Any, percentiles: Any) -> Speed:
     return Speed(counts.bucket, counts.endpoint, counts.requests, counted, durations, waits)
 
 
+def _up_to(longest: int | None, payload: ColumnElement[str]) -> ColumnElement[str]:
+    """A payload, or the JSON of nothing in place of one that is too long to be read for a list."""
+    if longest is None:
+        return payload
+    return case((func.length(payload) > longest, literal("{}")), else_=payload).label(payload.key)
+
+
 def _past(*payloads: ColumnElement[Any]) -> Select[Any]:
-    columns = (_columns.seq, _columns.id, _columns.endpoint, _columns.created_at, _columns.started_at)
-    more = (_columns.finished_at, _columns.status_code, _micros.label("gpu_micros"))
-    money = (_columns.cost_nano_usd, _columns.price_nano_usd)
+    columns = (_columns.seq, _columns.id, _columns.key_id, keys.c.alias, _columns.endpoint)
+    more = (_columns.created_at, _columns.started_at, _columns.finished_at, _columns.status_code)
+    sums = (_micros.label("gpu_micros"), _columns.cost_nano_usd, _columns.price_nano_usd)
     kept = [case((_columns.store_io, payload)).label(payload.key) for payload in payloads]
-    return select(*columns, *more, *money, *kept).join_from(
-        requests, request_io, request_io.c.request_id == _columns.id, isouter=True
+    return (
+        select(*columns, *more, *sums, *kept)
+        .join_from(requests, request_io, request_io.c.request_id == _columns.id, isouter=True)
+        .outerjoin(keys, keys.c.id == _columns.key_id)
     )
 
 

@@ -335,16 +335,18 @@ async def test_a_query_that_makes_no_sense_is_told_so(gateway: Gateway, query: A
 async def test_analytics_count_and_measure(gateway: Gateway) -> None:
     for seconds in (1.0, 2.0, 3.0, 4.0):
         await ended(gateway.store, NOON, endpoint=SVD, started_at=NOON - seconds, created_at=NOON - 3 * seconds)
-    for status_code in (422, 500):
+    for status_code in (422, 499, 500):
         await ended(gateway.store, NOON, endpoint=SVD, started_at=None, status_code=status_code)
-    metrics = "request_count,success_count,user_error_count,error_count,p50_duration,p90_duration,p75_prepare_duration"
+    counts = "request_count,success_count,user_error_count,cancelled_count,error_count"
+    metrics = f"{counts},p50_duration,p90_duration,p75_prepare_duration"
     answer = await get(gateway, "models/analytics", **DAY, expand=f"{metrics},summary")
 
     line = {
         "endpoint_id": SVD,
-        "request_count": 6,
+        "request_count": 7,
         "success_count": 4,
         "user_error_count": 1,
+        "cancelled_count": 1,
         "error_count": 1,
         "p50_duration": 2.0,
         "p90_duration": 4.0,
@@ -445,15 +447,17 @@ async def test_what_was_sent_with_store_io_0_shows_no_payloads(gateway: Gateway)
     [
         ({"status": "success"}, ["quick", "slow"]),
         ({"status": "user_error"}, ["refused"]),
+        ({"status": "cancelled"}, ["given up"]),
         ({"status": "error"}, ["broken"]),
         ({"endpoint_id": FAST}, ["broken"]),
         ({"start": "2025-06-01T12:00:01Z"}, ["broken", "refused"]),
-        ({"end": "2025-06-01T14:00:01", "timezone": "Europe/Berlin"}, ["quick", "slow"]),
+        ({"end": "2025-06-01T14:00:01", "timezone": "Europe/Berlin"}, ["quick", "slow", "given up"]),
         ({"sort_by": "duration", "limit": 1}, ["slow"]),
     ],
 )
 async def test_the_history_is_searched(gateway: Gateway, query: Any, found: list[str]) -> None:
     names = {
+        await ended(gateway.store, NOON - 1, endpoint=SVD, status_code=499, started_at=None): "given up",
         await ended(gateway.store, NOON, endpoint=SVD, started_at=NOON - 9): "slow",
         await ended(gateway.store, NOON, endpoint=SVD, started_at=NOON - 1): "quick",
         await ended(gateway.store, NOON + 1, endpoint=SVD, status_code=422, started_at=None): "refused",
@@ -471,6 +475,19 @@ async def test_the_history_is_searched_for_words_and_ids(gateway: Gateway) -> No
     for query in ({"query": "boat"}, {"request_id": boat}):
         items = (await get(gateway, "models/requests/search", **query))["items"]
         assert [item["request_id"] for item in items] == [boat]
+
+
+async def test_a_list_may_leave_out_what_is_too_long_for_it(gateway: Gateway) -> None:
+    picture = f"data:image/png;base64,{'A' * 20_000}"
+    for input in ({"image_url": picture}, INPUT):
+        await gateway.submit(json=input)
+        await gateway.finish(await gateway.claim())
+
+    short, long = (await get(gateway, "models/requests/search", expand="short_payloads"))["items"]
+    assert short["json_input"].items() >= INPUT.items()
+    assert long["json_input"] == {} and long["json_output"]["seed"] == 7
+    _, long = (await get(gateway, "models/requests/search", expand="payloads"))["items"]
+    assert long["json_input"]["image_url"] == picture
 
 
 async def test_a_history_by_endpoint_wants_the_endpoint(gateway: Gateway) -> None:
@@ -496,6 +513,20 @@ async def test_a_key_sees_its_own_rows_and_an_administrator_everybodys(gateway: 
         return SVD in reply.text
 
     assert [await sees(headers) for headers in (mine, other, admin, None)] == [True, False, True, True]
+
+
+async def test_an_administrator_is_told_whose_a_request_is_and_may_ask_for_its_own_alone(gateway: Gateway) -> None:
+    key_id, theirs = await key_of(gateway)
+    for each in (key_id, "id"):
+        await ended(gateway.store, datetime.now().timestamp(), key_id=each)
+    search = "models/requests/search"
+
+    own, others = sorted((await get(gateway, search))["items"], key=lambda item: item["auth_method"] != "id")
+    assert (own["auth_method"], own["mine"], others["mine"]) == ("id", True, False)
+    assert others["auth_method"] != "id"
+    assert (await get(gateway, search, mine=True))["items"] == [own]
+    reply = await gateway.client.get(f"/v1/{search}", headers=theirs)
+    assert not {"auth_method", "mine"} & reply.json()["items"][0].keys()
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ async def test_speed_counts_how_requests_ended(store: RequestStore) -> None:
 
     (speed,) = await Reports(store.database).speed(EVERYBODY, [0.0, 200.0])
     assert speed.requests == 7
-    assert speed.endings == {Ending.SUCCESS: 2, Ending.USER_ERROR: 2, Ending.ERROR: 3}
+    assert speed.endings == {Ending.SUCCESS: 2, Ending.USER_ERROR: 1, Ending.CANCELLED: 1, Ending.ERROR: 3}
 
 
 async def test_percentiles_are_times_that_some_request_took(store: RequestStore) -> None:
@@ -109,7 +109,7 @@ async def test_what_never_ran_has_no_percentiles(store: RequestStore) -> None:
     await ended(store, 100.0, started_at=None, status_code=422)
 
     assert await Reports(store.database).speed(EVERYBODY, [0.0, 200.0]) == [
-        Speed(0, SVD, 1, {Ending.SUCCESS: 0, Ending.USER_ERROR: 1, Ending.ERROR: 0}, {}, {})
+        Speed(0, SVD, 1, {**dict.fromkeys(Ending, 0), Ending.USER_ERROR: 1}, {}, {})
     ]
 
 
@@ -166,7 +166,7 @@ async def test_text_is_found_in_the_inputs_that_are_kept(store: RequestStore) ->
 async def test_endings_select(store: RequestStore) -> None:
     ids = {
         ending: await ended(store, 100.0, status_code=code)
-        for ending, code in zip(Ending, (200, 422, 500), strict=True)
+        for ending, code in zip(Ending, (200, 422, 499, 500), strict=True)
     }
 
     for ending, id in ids.items():
