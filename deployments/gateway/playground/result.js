@@ -68,7 +68,7 @@ function drawWorkFrame(run) {
   const image = h("img", { id: "preview", alt: "", class: "preview before", hidden: !isKnown, src: isKnown && picture.src });
   const bar = h("progress", { id: "progress", "aria-label": "Progress", max: 1 });
   const log = h("details", { class: "log" }, h("summary", {}, "Log"), h("ol", { id: "log" }));
-  const cancel = h("button", { type: "button", id: "cancel", class: "secondary", onclick: () => cancel(run) }, "Cancel");
+  const cancel = h("button", { type: "button", id: "cancel", class: "secondary", onclick: () => cancelRun(run) }, "Cancel");
   const words = h("div", { class: "work-words" }, h("p", { id: "work-title" }), h("p", { id: "work-more", class: "help" }));
   const times = h("span", { class: "elapsed" }, icon("clock"), h("span", { id: "elapsed" }));
   const frame = h("div", { class: "work-frame", id: "work-frame" }, image, h("span", { class: "shimmer", "aria-hidden": "true" }));
@@ -79,7 +79,7 @@ function drawWorkFrame(run) {
   $("result-more").replaceChildren();
 }
 
-async function cancel(run) {
+async function cancelRun(run) {
   await run.cancel();
   if (run.notice) say(run.notice);
 }
