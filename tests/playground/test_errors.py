@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from playwright.async_api import Route
@@ -120,6 +122,83 @@ async def test_a_connection_that_is_lost_on_the_way_loses_no_request(playground:
     await playground.plays()
 
 
+async def test_a_call_that_nobody_answers_ends(playground: Playground) -> None:
+    page = playground.page
+    await page.add_init_script(
+        "const wait = AbortSignal.timeout; AbortSignal.timeout = () => wait.call(AbortSignal, 2000)"
+    )
+    await playground.open_with_key(TEXT_TO_VIDEO)
+    await page.route("**/queue/**", lambda route: None)
+    await playground.set(prompt="A lake", steps=1)
+    await page.locator("#run").click()
+
+    await fails(playground, "The server does not answer")
+
+
+async def test_a_cancellation_that_failed_is_told(playground: Playground) -> None:
+    page = playground.page
+    playground.expect(FAILED_LOAD)
+    await playground.open_with_key(SVD)
+    await playground.choose_example()
+    await playground.set(steps=100)
+    await page.route("**/cancel", lambda route: route.fulfill(status=503, json={"detail": "away"}))
+    await page.locator("#run").click()
+    await page.locator("#work-title", has_text="Step ").wait_for()
+    await page.locator("#cancel").click()
+    await page.locator("#work-more", has_text="It was not cancelled: the service is busy or restarting.").wait_for()
+    await page.unroute("**/cancel")
+    await page.locator("#cancel").click()
+
+    await page.locator("#status", has_text="Cancelled").wait_for()
+
+
+async def test_a_slow_answer_keeps_no_page_waiting(playground: Playground) -> None:
+    page = playground.page
+    await page.route("**/playground/pace*", lambda route: None)
+    await playground.open_with_key(FAST, "#history")
+
+    await page.get_by_role("heading", name="History").wait_for()
+
+
+async def test_a_part_that_cannot_be_loaded_says_so(playground: Playground) -> None:
+    page = playground.page
+    playground.expect("ERR_FAILED")
+    await page.route(re.compile(r"/playground/(history|sweep)\.js"), lambda route: route.abort())
+    await playground.open_with_key(FAST)
+    for opener, place in (("#open-sweep", "#panel-sweep"), ("#to-history", "#history")):
+        await page.locator(opener).click()
+        await page.locator(place, has_text="This could not be loaded").wait_for()
+    await page.unroute_all()
+    await page.get_by_role("button", name="Load the page again").click()
+
+    await page.get_by_role("heading", name="History").wait_for()
+
+
+@pytest.mark.parametrize(
+    ("items", "title", "words"),
+    [
+        ([], "Not found", "The request is in the history no longer."),
+        (
+            [{"request_id": "1", "endpoint_id": "fal-ai/gone"}],
+            "This endpoint is gone",
+            "fal-ai/gone is served here no longer.",
+        ),
+    ],
+)
+async def test_a_past_request_that_cannot_be_opened_is_told(
+    playground: Playground, items: list[Any], title: str, words: str
+) -> None:
+    page = playground.page
+    await playground.open_with_key(FAST)
+    await page.route("**/requests/search?request_id=*", lambda route: route.fulfill(json={"items": items}))
+    await page.evaluate(f"sessionStorage.setItem('request to open', JSON.stringify({{ id: '{uuid4()}' }}))")
+    await page.reload()
+
+    await page.locator(".blank.failed .blank-title", has_text=title).wait_for()
+    await page.locator(".blank.failed", has_text=words).wait_for()
+    assert page.url == f"{playground.server.url}/models/{FAST}"
+
+
 async def test_a_failed_upload_is_told_and_tried_again(playground: Playground) -> None:
     page = playground.page
     playground.expect(FAILED_LOAD)
@@ -127,7 +206,7 @@ async def test_a_failed_upload_is_told_and_tried_again(playground: Playground) -
     await page.route("**/storage/upload/initiate*", lambda route: route.fulfill(**refused))
     await playground.open_with_key(FAST)
     await page.locator(".example").first.click()
-    await page.get_by_text("Not uploaded: the day's uploads are used up.").wait_for()
+    await page.locator(".upload", has_text="Not uploaded: the day's uploads are used up.").wait_for()
     await page.locator("#run").click()
     await page.locator("#form-problem", has_text="The day's uploads are used up.").wait_for()
     await page.unroute("**/storage/upload/initiate*")

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
 from PIL import Image
@@ -112,7 +115,7 @@ async def test_a_picture_comes_by_drop_file_paste_and_address(playground: Playgr
     await page.get_by_role("button", name="Use an address").click()
     await page.locator("#image_url-url").fill("no address")
     await page.get_by_role("button", name="Use it").click()
-    await page.get_by_text("An address begins with").wait_for()
+    await page.locator("#image_url-problem", has_text="An address begins with").wait_for()
     await page.locator("#image_url-url").fill(f"{playground.server.url}/files/samples/landscape.jpg")
     await page.get_by_role("button", name="Use it").click()
     await note.get_by_text(f"1024 {TIMES} 576").wait_for()
@@ -153,7 +156,7 @@ async def test_a_file_that_is_no_picture_is_refused_in_words(playground: Playgro
     notes.write_text("not a picture")
     await playground.drop(page.locator(".drop"), notes, "text/plain")
 
-    await page.get_by_text("“notes.txt” is not a picture.").wait_for()
+    await page.locator("#image_url-problem", has_text="“notes.txt” is not a picture.").wait_for()
 
 
 async def test_depth_maps_are_uploaded_and_sent(playground: Playground, tmp_path: Path) -> None:
@@ -173,6 +176,42 @@ async def test_depth_maps_are_uploaded_and_sent(playground: Playground, tmp_path
 
     assert (await playground.request())["control_maps_data_url"].endswith("maps.zip")
     await page.locator(".frame-words", has_text="/ 2").wait_for()
+
+
+async def test_a_file_that_a_reload_loses_is_asked_for_again(playground: Playground) -> None:
+    page = playground.page
+    await page.route("**/storage/upload/initiate*", lambda route: None)  # an upload that does not end
+    await playground.open_with_key(FAST)
+    await page.locator(".example").first.click()
+    await page.get_by_text("Uploading", exact=True).wait_for()
+    await playground.set(steps=2)
+    await page.reload()
+
+    await page.locator("#image_url-problem", has_text="Choose it again: boat.jpg was not uploaded").wait_for()
+    assert await page.input_value("#steps") == "2"
+
+
+async def test_a_picture_too_large_to_be_kept_is_sent_all_the_same(playground: Playground, tmp_path: Path) -> None:
+    page, file = playground.page, tmp_path / "noise.png"
+    Image.frombytes("RGB", (1500, 1500), os.urandom(3 * 1500 * 1500)).save(file)
+    picture = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    item: dict[str, Any] = {
+        "request_id": str(uuid4()),
+        "endpoint_id": FAST,
+        "json_input": {"image_url": picture, "steps": 1},
+    }
+    item |= {"status_code": 500, "json_input": {"image_url": picture, "steps": 1}, "json_output": None}
+    await playground.open_with_key(FAST)
+    await page.route("**/requests/search?request_id=*", lambda route: route.fulfill(json={"items": [item]}))
+    await page.evaluate(f"sessionStorage.setItem('request to open', JSON.stringify({{ id: {item['request_id']!r} }}))")
+    await page.reload()
+    await page.locator(".picture-frame img").wait_for()
+    await page.unroute("**/requests/search?request_id=*")
+    await playground.run()
+
+    assert (await playground.request())["image_url"] == picture
+    await page.reload()
+    await page.locator("#image_url-problem", has_text="Choose it again").wait_for()
 
 
 # ---------------------------------------------------------------- code

@@ -72,3 +72,15 @@ async def test_the_key_dialog_keeps_the_focus_and_gives_it_back(playground: Play
     assert await page.evaluate("document.activeElement.id") == "key"
     await page.keyboard.press("Escape")
     assert await page.evaluate("document.activeElement.id") == "key-button"
+
+
+async def test_the_skip_link_stays_on_the_page_that_is_seen(playground: Playground) -> None:
+    page = playground.page
+    await playground.open_with_key(FAST, "#history")
+    await page.get_by_role("heading", name="History").wait_for()
+    await tab_to(playground, ".skip")
+    await page.keyboard.press("Enter")
+
+    assert await page.evaluate("document.activeElement.id") == "main"
+    assert await page.locator("#history").is_visible()
+    assert page.url.endswith("#history")

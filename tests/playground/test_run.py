@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import asyncio
+from datetime import datetime
 from typing import Any
+from uuid import uuid4
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
-from playwright.async_api import Browser
+from playwright.async_api import Browser, Route
 
 from tests.conftest import Server
-from tests.playground.conftest import FAST, STABLE_VIDEO, SVD, TEXT_TO_VIDEO, Playground, open_tab
+from tests.playground.conftest import FAST, PATIENCE, STABLE_VIDEO, SVD, TEXT_TO_VIDEO, Playground, open_tab
 
 STEPS: dict[str, dict[str, int]] = {STABLE_VIDEO: {"fps": 12}, SVD: {"steps": 6}, FAST: {"steps": 3}}
 
@@ -135,6 +139,81 @@ async def test_a_running_request_is_taken_up_again_after_a_reload(playground: Pl
     assert (await playground.request())["steps"] == 60
 
 
+async def test_what_has_ended_is_not_taken_up_again(playground: Playground) -> None:
+    page = playground.page
+    await playground.open_with_key(FAST)
+    await playground.choose_example()
+    await playground.set(steps=1)
+    await playground.run()
+    assert not await page.evaluate("Object.keys(sessionStorage).some((each) => each.startsWith('run of'))")
+    await page.reload()
+
+    await page.get_by_text("Your clip will play here").wait_for()
+    assert await page.input_value("#steps") == "1"
+
+
+async def test_a_past_request_is_looked_at_while_another_goes_on(playground: Playground) -> None:
+    page = playground.page
+    await past(playground, {"steps": 1, "seed": 5})
+    await playground.open_with_key(SVD)
+    await playground.choose_example()
+    await playground.set(steps=100)
+    await page.locator("#run").click()
+    await page.locator("#work-title", has_text="Step ").wait_for()
+
+    await open_past(playground, "Open")
+    await playground.plays()
+    assert (await playground.request())["steps"] == 1
+    assert await page.locator("#back-words").text_content() == "This is another request. Yours is at work."
+    await open_past(playground, "Make again with a new seed")
+    await page.locator("#form-problem", has_text="A clip is at work.").wait_for()
+    await page.get_by_role("button", name="Show yours").click()
+    await page.locator("#work-title", has_text="Step ").wait_for()
+    await page.locator("#cancel").click()
+    await page.locator("#status", has_text="Cancelled").wait_for()
+    await page.locator("#run:enabled").wait_for()
+    assert await page.locator("#form-problem").is_hidden()
+
+
+async def past(playground: Playground, input: dict[str, Any]) -> None:
+    """Make a clip without a page."""
+    async with playground.api() as api:
+        picture = f"{playground.server.url}/files/samples/landscape.jpg"
+        accepted = (await api.post(f"/queue/{SVD}", json={"image_url": picture, **input})).json()
+        async with asyncio.timeout(PATIENCE):
+            while (await api.get(f"/queue/{SVD}/requests/{accepted['request_id']}/status")).json()[
+                "status"
+            ] != "COMPLETED":
+                await asyncio.sleep(0.1)
+
+
+async def open_past(playground: Playground, action: str) -> None:
+    """Do something with the newest of the history."""
+    await playground.page.locator("#to-history").click()
+    await playground.page.get_by_role("button", name=action).first.click()
+
+
+async def test_a_request_that_may_have_come_through_is_made_once(playground: Playground) -> None:
+    page, mark = playground.page, uuid4().hex
+
+    async def lose_the_answer(route: Route) -> None:
+        await route.fetch()
+        await route.abort()
+
+    playground.expect("ERR_FAILED")
+    await playground.open_with_key(TEXT_TO_VIDEO)
+    await playground.set(prompt=mark, steps=1)
+    await page.route("**/queue/**", lose_the_answer, times=1)
+    await page.locator("#run").click()
+    await page.locator(".blank-title", has_text="The server cannot be reached").wait_for()
+    await page.get_by_role("button", name="Try again").click()
+    await playground.plays()
+
+    async with playground.api() as api:
+        found = (await api.get("/v1/models/requests/search", params={"query": mark})).json()
+    assert len(found["items"]) == 1
+
+
 async def test_who_waits_is_told_the_place_and_the_time(playground: Playground) -> None:
     page = playground.page
     async with playground.api() as api:
@@ -152,6 +231,37 @@ async def test_who_waits_is_told_the_place_and_the_time(playground: Playground) 
             await api.put(httpx.URL(other["cancel_url"]).path)
         await page.locator("#status", has_text="Running").wait_for()
         await playground.plays()
+
+
+async def test_the_wait_counts_what_runs_and_is_told_anew(playground: Playground) -> None:
+    page = playground.page
+    waits = {"status": "IN_QUEUE", "queue_position": 1, "logs": []}
+    pace = {"endpoint_id": FAST, "seconds": 10, "running": 1, "at_once": 1}
+    await playground.open_with_key(FAST)
+    await playground.choose_example()
+    await playground.set(steps=1)
+    await page.route("**/status?logs=1", lambda route: route.fulfill(json=waits))
+    await page.route("**/playground/pace*", lambda route: route.fulfill(json=pace))
+    await page.locator("#run").click()
+
+    more = page.locator("#work-more")
+    await more.get_by_text("Ready in about 30 s.").wait_for()
+    pace |= {"running": 2, "at_once": 2}
+    await more.get_by_text("Ready in about 20 s.").wait_for()
+    pace |= {"running": 0, "at_once": 0}
+    await more.get_by_text("Nothing is ready to make it yet.").wait_for()
+    await page.unroute("**/status?logs=1")
+    await playground.plays()
+
+
+async def test_the_log_tells_the_readers_own_time(browser: Browser, server: Server) -> None:
+    async with open_tab(browser, server, timezone_id="Asia/Kolkata") as playground:
+        await playground.open_with_key(TEXT_TO_VIDEO)
+        await playground.set(prompt="A lake", steps=1)
+        await playground.run()
+        line = playground.page.locator(".log time").first
+        at = datetime.fromisoformat(await line.get_attribute("datetime") or "").astimezone(ZoneInfo("Asia/Kolkata"))
+        assert await line.text_content() == f"{at:%H:%M:%S}"
 
 
 async def test_a_locked_seed_stays_and_gives_the_same_clip(playground: Playground) -> None:
@@ -199,6 +309,16 @@ async def test_a_key_in_the_address_is_taken_and_removed_from_it(playground: Pla
     await playground.open_with_key(FAST, f"#key={playground.server.key}")
 
     assert playground.page.url == f"{playground.server.url}/models/{FAST}"
+
+
+async def test_a_key_that_comes_into_the_address_of_an_open_tab_is_taken_as_it_stands(playground: Playground) -> None:
+    page = playground.page
+    playground.expect("401")  # the key is nobody's
+    await playground.open_with_key(FAST)
+    await page.evaluate("location.hash = 'key=some:one+two'")
+
+    await playground.until("Object.values(sessionStorage).includes('some:one+two')")
+    assert page.url == f"{playground.server.url}/models/{FAST}"
 
 
 async def test_a_key_is_entered_remembered_only_when_asked_and_forgotten(browser: Browser, server: Server) -> None:
