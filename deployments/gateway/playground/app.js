@@ -205,6 +205,12 @@ async function use(loading, place, begin) {
     h("p", { class: "help" }, "Check the connection. What you entered stays here."), h("div", { class: "row center" }, again)));
 }
 
+/** To the content, by focus alone: the address says which page is seen. */
+function skip(event) {
+  event.preventDefault();
+  $("main").focus();
+}
+
 const showSweep = () => use(import("./sweep.js"), $("panel-sweep"), ({ startSweep }) => startSweep());
 
 function keys(event) {
@@ -232,6 +238,7 @@ async function start() {
     views.show("tab-sweep");
     revealOutput();
   };
+  document.querySelector(".skip").onclick = skip;
   document.addEventListener("keydown", keys);
   addEventListener("hashchange", showPage);
   showPage();
