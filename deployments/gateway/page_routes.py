@@ -1,6 +1,6 @@
 """The playground: a page for each endpoint, drawn from its input schema, and one for whoever operates the service.
 
-template ──▶ title, model (what the page's script works with) ──▶ HTML
+template ──▶ title, model (what the page's script works with), links to the endpoints ──▶ HTML
 FOLDER ──▶ /playground/…: scripts, style and pictures, packed for who asks and sent again only when they change
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.gzip import GZipMiddleware
@@ -68,7 +68,7 @@ class Assets(StaticFiles):
 def page_router(service: Service) -> APIRouter:
     """The playground's routes. A page holds no secret; the calls it makes carry the key."""
     router = APIRouter()
-    templates = {name: (FOLDER / f"{name}.html").read_text() for name in ("index", "operator")}
+    templates = {name: (FOLDER / f"{name}.html").read_text() for name in ("index", "operator", "missing")}
     picture = (FOLDER / "icon.svg").read_bytes()
     first = next(iter(service.endpoints))
     shared = {
@@ -78,9 +78,13 @@ def page_router(service: Service) -> APIRouter:
         "public_url": service.public_url,
     }
 
-    def page_of(template: str, title: str, model: Mapping[str, Any]) -> Response:
-        text = fill(templates[template], title, {**model, **shared})
-        return HTMLResponse(text, headers=page_headers(service.public_url))
+    links = "".join(
+        f'<a href="/models/{html.escape(each.id)}">{html.escape(each.title)}</a>' for each in service.endpoints.values()
+    )
+
+    def page_of(template: str, title: str, model: Mapping[str, Any], status: int = 200) -> Response:
+        text = fill(templates[template], title, {**model, **shared}, links)
+        return HTMLResponse(text, status, headers=page_headers(service.public_url))
 
     @router.get("/")
     async def home() -> Response:
@@ -96,19 +100,21 @@ def page_router(service: Service) -> APIRouter:
         return Response(picture, media_type="image/svg+xml", headers=SHOWN_ANYWHERE)
 
     @router.get("/models/{endpoint_id:path}")
-    async def page(endpoint_id: str) -> Response:
+    async def page(endpoint_id: str, request: Request) -> Response:
         endpoint = service.endpoints.get(endpoint_id)
-        if endpoint is None:
-            raise NotFound(f"Path /models/{endpoint_id} not found")
-        return page_of("index", endpoint.title, _model(endpoint))
+        if endpoint is not None:
+            return page_of("index", endpoint.title, _model(endpoint))
+        if "text/html" in request.headers.get("accept", ""):  # a person, who may look for another
+            return page_of("missing", "There is no such endpoint", {}, 404)
+        raise NotFound(f"Path /models/{endpoint_id} not found")
 
     router.mount(ASSETS, GZipMiddleware(Assets(directory=FOLDER)))
     return router
 
 
-def fill(template: str, title: str, model: Mapping[str, Any]) -> str:
+def fill(template: str, title: str, model: Mapping[str, Any], links: str = "") -> str:
     """A page with its title, and with its model as JSON, nothing in which may end the script element that holds it."""
-    parts = {"title": html.escape(title), "model": json.dumps(model).replace("<", "\\u003c")}
+    parts = {"title": html.escape(title), "model": json.dumps(model).replace("<", "\\u003c"), "links": links}
     return _PLACE.sub(lambda place: parts[place[1]], template)
 
 

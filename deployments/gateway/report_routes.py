@@ -291,7 +291,8 @@ async def _history(service: Service, query: SearchQuery, caller: Caller) -> dict
     else:
         page = await service.reports.outline(*what)
     items = [_item(service, past, bool(parts), caller) for past in page[: query.limit]]
-    return {"items": items, **_rest(page, query)}
+    whose = {"mine": query.mine} if caller.is_admin else {}  # to others, that is no question
+    return {"items": items, **whose, **_rest(page, query)}
 
 
 def _item(service: Service, past: Past, payloads: bool, caller: Caller) -> dict[str, Any]:

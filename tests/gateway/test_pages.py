@@ -211,6 +211,17 @@ async def test_an_unknown_page_is_not_found(gateway: Gateway, id: str) -> None:
     assert reply.headers["content-type"] == "application/json"
 
 
+@pytest.mark.parametrize("id", ["fal-ai/unknown", "%3Cscript%3E"])
+async def test_a_person_who_mistypes_a_page_is_shown_what_there_is(gateway: Gateway, id: str) -> None:
+    reply = await gateway.client.get(f"/models/{id}", headers={"accept": "text/html,*/*;q=0.8", "authorization": ""})
+
+    assert (reply.status_code, reply.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "'self'" in reply.headers["content-security-policy"]
+    assert "script" not in reply.text
+    for endpoint in served_endpoints().values():
+        assert f'<a href="/models/{endpoint.id}">{endpoint.title}</a>' in reply.text
+
+
 @pytest.mark.parametrize("path", ["none.js", "%2e%2e/api.py", "..%2fapi.py", ""])
 async def test_the_playgrounds_folder_gives_nothing_else(gateway: Gateway, path: str) -> None:
     reply = await gateway.client.get(f"/playground/{path}")
