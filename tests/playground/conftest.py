@@ -21,6 +21,7 @@ from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Locato
 
 from deployments.gateway.sample import SAMPLE
 from tests.conftest import ROOT, Server, missing, need
+from tests.playground.light import Light
 
 PICTURES = ROOT / "dist" / "playground"
 AXE = ROOT / "tests" / "js" / "node_modules" / "axe-core" / "axe.min.js"
@@ -42,7 +43,7 @@ class Playground:
 
     page: Page
     context: BrowserContext
-    server: Server
+    server: Server | Light
     complaints: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     _expected: list[str] = field(default_factory=list)
@@ -161,7 +162,7 @@ class Playground:
 
 
 @asynccontextmanager
-async def open_tab(browser: Browser, server: Server, **options: Any) -> AsyncIterator[Playground]:
+async def open_tab(browser: Browser, server: Server | Light, **options: Any) -> AsyncIterator[Playground]:
     """A tab of a browser that knows nothing yet. It ends with nothing to complain of."""
     context = await browser.new_context(**({"viewport": {"width": 1280, "height": 860}} | options))
     context.set_default_timeout(PATIENCE * 1000)

@@ -1,50 +1,54 @@
 // The fields of a form, one for each kind of parameter. Each can be read, set, reset, and told what is wrong with it.
-import { h, icon } from "./dom.js";
+import { h, icon, say } from "./dom.js";
 import { labelOf, number } from "./words.js";
 
 const MAX_EXACT = Number.MAX_SAFE_INTEGER;
 
 /** What all fields look like: a label, the name in the API, a reset, the control, a help text and room for a problem. */
-export function shell(name, property, control, { reset, head = [], help = helpOf(property), group = false } = {}) {
+export function shell(name, property, control, { reset, help = property.description, group = false } = {}) {
   const label = labelOf(name, property);
   const resetButton = reset && h("button", { type: "button", class: "icon-button", title: "Reset" }, icon("reset"));
-  const problem = h("p", { class: "field-problem", id: `${name}-problem`, hidden: true });
+  const problem = h("p", { class: "field-problem", id: problemOf(name), hidden: true });
   const title = h(group ? "span" : "label", { class: "label", id: `${name}-label`, htmlFor: group ? null : name }, label);
   const root = h(
     "div",
     { class: "field", id: `${name}-field`, role: group && "group", "aria-labelledby": group && `${name}-label` },
-    h("div", { class: "field-head" }, title, h("code", { class: "api-name" }, name), ...head, resetButton),
+    h("div", { class: "field-head" }, title, h("code", { class: "api-name" }, name), resetButton),
     control,
     help && h("p", { class: "help", id: `${name}-help` }, help),
     problem,
   );
   if (resetButton) resetButton.onclick = reset;
-  return { root, problem, resetButton, label };
-}
-
-function helpOf(property) {
-  return property.description ?? "";
-}
-
-/** Say what is wrong with a field, or that nothing is. */
-function marker({ root, problem }, input) {
-  return (text) => {
-    problem.textContent = text ?? "";
-    problem.hidden = !text;
-    root.classList.toggle("wrong", Boolean(text));
-    if (text) input.setAttribute("aria-invalid", "true");
-    else input.removeAttribute("aria-invalid");
+  const offerReset = (to, isThere) => {
+    resetButton.disabled = isThere;
+    resetButton.setAttribute("aria-label", `Reset ${label} to ${to}`);
   };
+  return { root, label, offerReset, mark: (text) => mark(root, text) };
 }
 
-const describedBy = (name, property) => `${property.description ? `${name}-help ` : ""}${name}-problem`;
+/** Say what is wrong within an element that has a place for it, or that nothing is. Who hears the page is told, too. */
+export function mark(element, problem) {
+  const place = element.querySelector(".field-problem");
+  place.textContent = problem ?? "";
+  place.hidden = !problem;
+  element.classList.toggle("wrong", Boolean(problem));
+  for (const input of element.querySelectorAll(`:is(input, select, textarea)[aria-describedby~="${place.id}"]`)) {
+    if (problem) input.setAttribute("aria-invalid", "true");
+    else input.removeAttribute("aria-invalid");
+  }
+  if (problem) say(problem);
+}
+
+export const problemOf = (name) => `${name}-problem`;
+
+const describedBy = (name, property) => `${property.description ? `${name}-help ` : ""}${problemOf(name)}`;
 
 // ---------------------------------------------------------------- numbers
 
 /** Where a value lies on a slider. A default near the bottom of a long range gets room by a cubic scale. */
-export function scaleOf({ minimum, maximum, default: initial, type }) {
+export function scaleOf({ minimum = 0, maximum = 100, default: initial, type }) {
   const span = maximum - minimum;
-  const power = type === "number" && initial !== undefined && (initial - minimum) / span < 0.05 ? 3 : 1;
+  const power = type === "number" && Number.isFinite(initial) && (initial - minimum) / span < 0.05 ? 3 : 1;
   const digits = (value) => (type === "integer" ? Math.round(value) : Number(value.toPrecision(2)));
   return {
     value: (place) => digits(minimum + span * (place / 1000) ** power),
@@ -53,7 +57,8 @@ export function scaleOf({ minimum, maximum, default: initial, type }) {
 }
 
 export function numberField(name, property, changed) {
-  const { minimum, maximum, default: initial, type } = property;
+  const { minimum, maximum, type } = property;
+  const initial = property.default ?? undefined; // null says nothing, as an empty field does
   const step = type === "integer" ? 1 : "any";
   const input = h("input", { type: "number", id: name, min: minimum, max: maximum, step, inputMode: "decimal" });
   input.setAttribute("aria-describedby", describedBy(name, property));
@@ -63,26 +68,22 @@ export function numberField(name, property, changed) {
     reset: () => set(initial),
     help: [property.description, rangeOf(property)].filter(Boolean).join(" "),
   });
-  const mark = marker(frame, input);
+  const { mark } = frame;
   const read = () => (input.value === "" && !input.validity.badInput ? undefined : input.valueAsNumber);
   const refresh = () => {
     slider?.follow?.();
-    frame.resetButton.disabled = read() === initial;
-    frame.resetButton.setAttribute("aria-label", `Reset ${frame.label} to ${initial ?? "nothing"}`);
-  };
-  const set = (value) => {
-    input.value = value ?? "";
-    mark(null);
-    refresh();
-    changed();
+    frame.offerReset(initial ?? "nothing", read() === initial);
   };
   input.oninput = () => {
     mark(null);
     refresh();
     changed();
   };
-  input.value = initial ?? "";
-  refresh();
+  const set = (value) => {
+    input.value = value ?? "";
+    input.oninput();
+  };
+  set(initial);
   return {
     name, property, root: frame.root, mark, set, value: read, isNumeric: true, label: frame.label,
     reset: () => set(initial), focus: () => input.focus(), wrong: () => wrongNumber(property, read()),
@@ -117,8 +118,9 @@ function nudge(event, { minimum, maximum, type }, input) {
 }
 
 function rangeOf({ minimum, maximum, default: initial }) {
-  const range = minimum !== undefined && maximum !== undefined ? `From ${number(minimum)} to ${number(maximum)}` : "";
-  return [range, initial !== undefined && initial !== null && `default ${number(initial)}`].filter(Boolean).join(", ") + ".";
+  const range = minimum !== undefined && maximum !== undefined && `from ${number(minimum)} to ${number(maximum)}`;
+  const words = [range, Number.isFinite(initial) && `default ${number(initial)}`].filter(Boolean).join(", ");
+  return words && `${words.charAt(0).toUpperCase()}${words.slice(1)}.`;
 }
 
 function wrongNumber({ minimum, maximum, type }, value) {
@@ -142,16 +144,16 @@ export function seedField(name, property, changed) {
     reset: () => set(undefined),
     help: "Locked: the same seed and input give the same clip. Unlocked: a new one each time, shown afterwards.",
   });
-  const mark = marker(frame, input);
+  const { mark } = frame;
   let locked = false;
+  const offerReset = () => frame.offerReset("a random one", !locked && input.value === "");
   const setLock = (on) => {
     locked = on;
     lock.setAttribute("aria-pressed", on);
     lock.replaceChildren(icon(on ? "lock" : "unlock"), words);
     words.textContent = on ? "Locked" : "Lock";
     lock.setAttribute("aria-label", "Lock the seed");
-    frame.resetButton.disabled = !on && input.value === "";
-    frame.resetButton.setAttribute("aria-label", "Reset the seed to a random one");
+    offerReset();
     changed();
   };
   const set = (value) => {
@@ -177,7 +179,7 @@ export function seedField(name, property, changed) {
     note: (used) => {
       if (locked) return;
       input.value = used;
-      frame.resetButton.disabled = false;
+      offerReset();
     },
   };
 }
@@ -191,49 +193,53 @@ function wrongSeed(text) {
 
 export function textField(name, property, changed, { required, examples = [] }) {
   const long = name === "prompt" || (property.maxLength ?? 0) > 200;
-  const input = h(long ? "textarea" : "input", { id: name, rows: 3, maxLength: property.maxLength ?? -1, required });
+  const initial = property.default ?? "";
+  const input = h(long ? "textarea" : "input", { id: name, rows: 3, maxLength: property.maxLength, required });
   input.setAttribute("aria-describedby", describedBy(name, property));
   const set = (value) => {
     input.value = value ?? "";
-    mark(null);
-    changed();
+    input.oninput();
   };
   const choices = examples.map(({ title, prompt }) =>
     h("button", { type: "button", class: "chip", title: prompt, onclick: () => set(prompt) }, title ?? prompt),
   );
   const control = h("div", { class: "stack" }, input, choices.length > 0 && h("div", { class: "chips" }, choices));
-  const frame = shell(name, property, control, {});
-  const mark = marker(frame, input);
+  const frame = shell(name, property, control, { reset: initial && (() => set(initial)) });
+  const { mark } = frame;
   input.oninput = () => {
     mark(null);
+    if (initial) frame.offerReset(initial, input.value === initial);
     changed();
   };
+  set(initial);
+  const needed = name === "prompt" ? "Say in words what the video should show." : "This is needed.";
   return {
-    name, property, root: frame.root, mark, set, label: frame.label, reset: () => set(property.default),
+    name, property, root: frame.root, mark, set, label: frame.label, reset: () => set(initial),
     focus: () => input.focus(),
-    value: () => input.value.trim() || undefined,
-    wrong: () => (required && !input.value.trim() ? `Say in words what the video should show.` : null),
+    value: () => input.value.trim() || (initial ? "" : undefined), // left out, it would be the default
+    wrong: () => (required && !input.value.trim() ? needed : null),
   };
 }
 
 export function choiceField(name, property, changed, choices) {
+  const initial = property.default ?? "";
+  const unsaid = initial === "" && new Option("Not set", "");
   const options = choices.map((each) => new Option(String(each).replaceAll("_", " "), String(each)));
-  const input = h("select", { id: name, "aria-describedby": describedBy(name, property) }, options);
-  const frame = shell(name, property, input, { reset: () => set(property.default) });
-  const refresh = () => {
-    frame.resetButton.disabled = input.value === String(property.default);
-    frame.resetButton.setAttribute("aria-label", `Reset ${frame.label} to ${property.default}`);
+  const input = h("select", { id: name, "aria-describedby": describedBy(name, property) }, unsaid, options);
+  const frame = shell(name, property, input, { reset: () => set(initial) });
+  input.onchange = () => {
+    frame.mark(null);
+    frame.offerReset(initial === "" ? "nothing" : initial, input.value === String(initial));
     changed();
   };
   const set = (value) => {
-    input.value = String(value ?? property.default);
-    refresh();
+    input.value = String(value ?? initial);
+    input.onchange();
   };
-  input.onchange = refresh;
-  set(property.default);
+  set(initial);
   return {
-    name, property, root: frame.root, mark: marker(frame, input), set, label: frame.label,
-    reset: () => set(property.default), focus: () => input.focus(),
+    name, property, root: frame.root, mark: frame.mark, set, label: frame.label,
+    reset: () => set(initial), focus: () => input.focus(),
     value: () => choices.find((each) => String(each) === input.value), wrong: () => null,
   };
 }
@@ -246,28 +252,28 @@ export function sizeField(name, property, changed, names, own) {
   const sides = ["width", "height"].map((side) => sideInput(name, side, own.properties[side]));
   const custom = h("div", { class: "sides", hidden: true }, sides.map(({ root }) => root));
   const control = h("div", { class: "stack" }, h("div", { class: "sizes" }, radios.map(({ root }) => root)), custom);
-  const frame = shell(name, property, control, { reset: () => set(property.default), group: true });
-  const mark = marker(frame, frame.root);
+  const initial = property.default ?? names[0];
+  const frame = shell(name, property, control, { reset: () => set(initial), group: true });
+  const { mark } = frame;
   const chosen = () => radios.find(({ input }) => input.checked).value;
   const refresh = () => {
     custom.hidden = chosen() !== "custom";
-    frame.resetButton.disabled = chosen() === property.default;
-    frame.resetButton.setAttribute("aria-label", `Reset ${frame.label} to ${property.default.replaceAll("_", " ")}`);
+    frame.offerReset(initial.replaceAll?.("_", " ") ?? "the usual one", chosen() === initial);
     mark(null);
     changed();
   };
   const set = (value) => {
     const isOwn = typeof value === "object" && value !== null;
-    radios.find((each) => each.value === (isOwn ? "custom" : value ?? property.default)).input.checked = true;
+    radios.find((each) => each.value === (isOwn ? "custom" : value ?? initial)).input.checked = true;
     if (isOwn) sides.forEach(({ input, side }) => (input.value = value[side]));
     refresh();
   };
   for (const { input } of radios) input.onchange = refresh;
   for (const { input } of sides) input.oninput = refresh;
-  set(property.default);
+  set(initial);
   const ownSize = () => Object.fromEntries(sides.map(({ input, side }) => [side, input.valueAsNumber]));
   return {
-    name, property, root: frame.root, mark, set, label: frame.label, reset: () => set(property.default),
+    name, property, root: frame.root, mark, set, label: frame.label, reset: () => set(initial),
     focus: () => radios.find(({ input }) => input.checked).input.focus(),
     value: () => (chosen() === "custom" ? ownSize() : chosen()),
     wrong: () => (chosen() === "custom" ? wrongSides(sides) : null),
@@ -302,6 +308,7 @@ function sizeWords(value) {
 function sideInput(name, side, property) {
   const id = `${name}-${side}`;
   const input = h("input", { type: "number", id, min: 1, max: property.maximum, value: property.default });
+  input.setAttribute("aria-describedby", problemOf(name));
   const title = side === "width" ? "Width" : "Height";
   return { side, property, input, root: h("label", { class: "side", htmlFor: id }, title, input) };
 }
