@@ -1,5 +1,5 @@
 // Several clips played in step: one leads, the others are kept at its time.
-import { h, icon } from "./dom.js";
+import { h, icon, SPEEDS } from "./dom.js";
 
 const TOLERANCE = 0.06; // seconds, about a frame and a half
 
@@ -8,10 +8,12 @@ export function together(videos) {
   const toggle = h("button", { type: "button", class: "icon-button" });
   const place = h("input", { type: "range", name: "place", min: 0, max: 1000, value: 0, step: 1, "aria-label": "Place in all clips" });
   const speed = h("select", { name: "speed", "aria-label": "Speed of all clips", class: "speed" },
-    [0.1, 0.25, 0.5, 1, 2].map((each) => new Option(`${each}×`, each, each === 1, each === 1)));
+    SPEEDS.map((each) => new Option(`${each}×`, each, each === 1, each === 1)));
   const leader = () => videos.reduce((longest, each) => ((each.duration || 0) > (longest.duration || 0) ? each : longest));
   const all = (act) => videos.forEach(act);
   let playing = false;
+  let touched = false;
+  let frame = 0;
 
   const paint = () => {
     toggle.replaceChildren(icon(playing ? "pause" : "play"));
@@ -21,27 +23,32 @@ export function together(videos) {
     playing = on;
     all((each) => (on ? each.play().catch(() => {}) : each.pause()));
     paint();
-    if (on) requestAnimationFrame(tick);
+    cancelAnimationFrame(frame);
+    if (on) frame = requestAnimationFrame(tick);
+  };
+  const touch = (on) => {
+    touched = true;
+    set(on);
   };
   const tick = () => {
-    if (!playing || !toggle.isConnected) return;
+    if (!toggle.isConnected) return;
     const first = leader();
     const at = first.currentTime;
     place.value = (1000 * at) / (first.duration || 1);
     all((each) => follow(each, first, at));
-    requestAnimationFrame(tick);
+    frame = requestAnimationFrame(tick);
   };
   place.oninput = () => {
-    set(false);
+    touch(false);
     const first = leader();
     const at = (place.valueAsNumber / 1000) * (first.duration || 0);
     all((each) => (each.currentTime = Math.min(at, (each.duration || at) - 0.001)));
   };
   speed.onchange = () => all((each) => (each.playbackRate = Number(speed.value)));
-  toggle.onclick = () => set(!playing);
+  toggle.onclick = () => touch(!playing);
   all((each) => Object.assign(each, { muted: true, loop: true, playsInline: true, preload: "auto" }));
   paint();
-  if (!matchMedia("(prefers-reduced-motion: reduce)").matches) ready(videos).then(() => set(true));
+  if (!matchMedia("(prefers-reduced-motion: reduce)").matches) ready(videos).then(() => touched || set(true));
   return h("div", { class: "controls" }, toggle, place, h("span", { class: "controls-end" }, speed));
 }
 
