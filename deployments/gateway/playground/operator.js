@@ -1,6 +1,6 @@
 // The operator's page: endpoints, replicas, queue, latency, cost and errors of today, read again every few seconds.
 import { call } from "./api.js";
-import { $, h, icon } from "./dom.js";
+import { $, h, icon, say } from "./dom.js";
 import { askForKey, currentKey, findKey, onKey, startKey } from "./key.js";
 import { model } from "./model.js";
 import { many, money, number, seconds } from "./words.js";
@@ -8,21 +8,30 @@ import { many, money, number, seconds } from "./words.js";
 const EVERY_MS = 5000;
 let timer = null;
 let asked = 0;
+let ahead = null; // milliseconds that this machine's clock is before the service's; unknown until asked
+let isLost = false;
 
-/** Today, as the clock on this person's wall has it. */
+/** Today, on this person's wall, but by the service's clock: to it, a day that it has not seen begin is a mistake. */
 function today() {
-  const start = new Date();
+  const start = new Date(Date.now() - ahead);
   start.setHours(0, 0, 0, 0);
   return `start=${encodeURIComponent(start.toISOString())}&bound_to_timeframe=false`;
 }
 
-const METRICS = "summary,request_count,success_count,user_error_count,error_count,p50_duration,p90_duration,p50_prepare_duration,p90_prepare_duration";
+async function compareClocks() {
+  const reply = await fetch(location.pathname, { method: "HEAD" }).catch(() => null);
+  const told = Date.parse(reply?.headers.get("date"));
+  return Number.isNaN(told) ? 0 : Date.now() - told;
+}
+
+const METRICS = "summary,request_count,success_count,user_error_count,cancelled_count,error_count,p50_duration,p90_duration,p50_prepare_duration,p90_prepare_duration";
 
 async function refresh() {
   clearTimeout(timer);
   const mine = ++asked;
   if (!currentKey()) return showState("key", "An operator's key is needed", "This page shows everybody's requests and what they cost. Enter a key with the ADMIN scope.");
   try {
+    ahead ??= await compareClocks();
     const [state, speed, costs] = await Promise.all([
       call("/playground/state"),
       call(`/v1/models/analytics?${today()}&expand=${METRICS}`),
@@ -31,10 +40,18 @@ async function refresh() {
     if (mine === asked) draw(state.endpoints, byId(speed.summary), byId(costs.summary), costs);
   } catch (problem) {
     if (mine !== asked) return;
-    if (!problem.passes) return showRefusal(problem);
-    $("fresh").textContent = `${problem.title}; trying again`;
+    if ([401, 403].includes(problem.status)) return showRefusal(problem);
+    ahead = null; // it may be the clocks
+    tell(true, `${problem.title ?? "Something went wrong"}; trying again`);
   }
-  timer = setTimeout(refresh, EVERY_MS);
+  if (mine === asked && !document.hidden) timer = setTimeout(refresh, EVERY_MS);
+}
+
+/** How fresh this is. Who hears the page is told only when that begins or ends to be a problem. */
+function tell(isNowLost, text) {
+  $("fresh").textContent = text;
+  if (isNowLost !== isLost) say(text);
+  isLost = isNowLost;
 }
 
 const byId = (lines) => new Map(lines.map((line) => [line.endpoint_id, line]));
@@ -58,13 +75,13 @@ function showState(picture, title, text) {
 
 function draw(endpoints, speeds, costs, { totals, currency }) {
   $("operator-state").replaceChildren();
-  $("fresh").textContent = `Live, ${new Date().toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" })}`;
+  tell(false, `Live, ${new Date().toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" })}`);
   const sum = (read) => endpoints.reduce((total, each) => total + (read(each) ?? 0), 0);
-  const errors = sum(({ id }) => speeds.get(id)?.error_count);
+  const [errors, refused, cancelled] = ["error_count", "user_error_count", "cancelled_count"].map((name) => sum(({ id }) => speeds.get(id)?.[name]));
   $("totals").replaceChildren(
     total("Waiting", number(sum((each) => each.waiting)), `${number(sum((each) => each.running))} at work`),
     total("Videos today", number(totals.successes), `of ${many(totals.requests, "request")}`),
-    total("Errors today", number(errors), `${number(sum(({ id }) => speeds.get(id)?.user_error_count))} refused inputs`, errors > 0),
+    total("Errors today", number(errors), `${many(refused, "refused input")}, ${number(cancelled)} cancelled`, errors > 0),
     total("Cost of a video", money(totals.cost_per_video_usd, currency), `${money(totals.cost_usd, currency)} today`),
   );
   $("endpoint-cards").replaceChildren(...endpoints.map((each) => endpointCard(each, speeds.get(each.id), costs.get(each.id), currency)));
@@ -83,6 +100,7 @@ function endpointCard(endpoint, speed, cost, currency) {
     ["Videos today", number(speed?.success_count ?? 0)],
     ["Errors today", number(speed?.error_count ?? 0)],
     ["Refused inputs", number(speed?.user_error_count ?? 0)],
+    ["Cancelled", number(speed?.cancelled_count ?? 0)],
     ["Cost of a video", money(cost?.cost_per_video_usd, currency)],
     ["With idle time", money(cost?.loaded_cost_per_video_usd, currency)],
   ];
