@@ -95,16 +95,18 @@ class Editor {
   #listen() {
     const { shown } = this;
     shown.onpointerdown = (event) => {
+      if (this.stroke || event.button !== 0) return; // one finger paints at a time
+      this.pointer = event.pointerId;
       shown.setPointerCapture(event.pointerId);
       this.cursor.shown = false;
       this.#begin(this.#at(event));
     };
     shown.onpointermove = (event) => {
-      if (!this.stroke) return;
+      if (!this.#paints(event)) return;
       for (const each of event.getCoalescedEvents?.() ?? [event]) this.#extend(this.#at(each));
       this.#show();
     };
-    shown.onpointerup = shown.onpointercancel = () => this.#end();
+    shown.onpointerup = shown.onpointercancel = (event) => this.#paints(event) && this.#end();
     shown.onkeydown = (event) => this.#key(event);
     shown.onblur = () => this.#moveCursor(0, 0, false);
     this.dialog.onclose = () => this.dialog.remove();
@@ -127,8 +129,11 @@ class Editor {
     this.#draw({ ...this.stroke, points: [last, point] });
   }
 
+  #paints(event) {
+    return this.stroke !== null && event.pointerId === this.pointer;
+  }
+
   #end() {
-    if (!this.stroke) return;
     this.strokes.push(this.stroke);
     this.stroke = null;
     this.#changed();
