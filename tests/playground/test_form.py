@@ -183,7 +183,7 @@ async def test_a_file_that_a_reload_loses_is_asked_for_again(playground: Playgro
     await page.route("**/storage/upload/initiate*", lambda route: None)  # an upload that does not end
     await playground.open_with_key(FAST)
     await page.locator(".example").first.click()
-    await page.get_by_text("Uploading", exact=True).wait_for()
+    await page.locator("#image_url-note", has_text="the clip is").wait_for()
     await playground.set(steps=2)
     await page.reload()
 

@@ -165,6 +165,7 @@ async def test_a_past_request_is_looked_at_while_another_goes_on(playground: Pla
     await playground.plays()
     assert (await playground.request())["steps"] == 1
     assert await page.locator("#back-words").text_content() == "This is another request. Yours is at work."
+    await playground.picture("another")
     await open_past(playground, "Make again with a new seed")
     await page.locator("#form-problem", has_text="A clip is at work.").wait_for()
     await page.get_by_role("button", name="Show yours").click()
