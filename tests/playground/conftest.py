@@ -20,8 +20,10 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, Request, async_playwright
 
 from deployments.gateway.sample import SAMPLE
+from deployments.queue.store import RequestStore
 from tests.conftest import ROOT, Server, missing, need
-from tests.playground.light import Light
+from tests.gateway.conftest import served_endpoints
+from tests.playground.light import Light, open_light
 
 PICTURES = ROOT / "dist" / "playground"
 AXE = ROOT / "tests" / "js" / "node_modules" / "axe-core" / "axe.min.js"
@@ -196,3 +198,17 @@ async def playground(browser: Browser, server: Server) -> AsyncIterator[Playgrou
 def photograph() -> Path:
     """A picture of one's own."""
     return SAMPLE
+
+
+@pytest.fixture
+async def light(store: RequestStore, tmp_path: Path) -> AsyncIterator[Light]:
+    """A gateway without replicas, of what is served."""
+    async with open_light(store, served_endpoints(), tmp_path) as light:
+        yield light
+
+
+@pytest.fixture
+async def lit(browser: Browser, light: Light) -> AsyncIterator[Playground]:
+    """A tab on it."""
+    async with open_tab(browser, light) as playground:
+        yield playground

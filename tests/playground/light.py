@@ -1,7 +1,7 @@
 """A gateway without replicas behind it: for endpoints that nobody serves, and a past that nobody has waited for.
 
-    endpoints ──▶ create_api ──▶ uvicorn, in the test's own loop ◀── browser
-    input, status, key ──▶ a request that has ended
+endpoints ──▶ create_api ──▶ uvicorn, in the test's own loop ◀── browser
+input, status, key ──▶ a request that has ended
 """
 
 from __future__ import annotations

@@ -157,3 +157,44 @@ async def test_another_picture_has_no_mask_yet(playground: Playground) -> None:
     await page.locator(".example").nth(1).click()
 
     await page.get_by_role("button", name="Paint a mask").wait_for()
+
+
+async def test_a_second_finger_or_button_leaves_the_stroke_alone(lit: Playground) -> None:
+    page = lit.page
+    canvas = await open_editor(lit)
+    box, share = await canvas.bounding_box(), page.locator("#mask-share")
+    await canvas.click(button="right")
+    assert await share.text_content() == "Nothing moves yet"
+
+    def finger(id: int, x: float, y: float) -> dict[str, float]:
+        return {"id": id, "x": box["x"] + box["width"] * x, "y": box["y"] + box["height"] * y}
+
+    session = await page.context.new_cdp_session(page)
+    first, second = finger(1, 0.4, 0.2), finger(2, 0.9, 0.9)
+    for kind, points in (
+        ("touchStart", [finger(1, 0.1, 0.2)]),
+        ("touchMove", [first]),
+        ("touchStart", [first, second]),
+        ("touchMove", [finger(1, 0.8, 0.2), second]),
+        ("touchEnd", []),
+    ):
+        await session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    painted = await share.text_content()
+    await page.locator("#mask-fill").click()
+    await page.locator("#mask-undo").click()
+
+    assert await share.text_content() == painted  # what is kept is what was seen
+    await page.locator("#mask-undo").click()
+    assert await share.text_content() == "Nothing moves yet"
+
+
+async def test_after_a_reload_a_mask_is_called_what_its_file_is(lit: Playground) -> None:
+    page = lit.page
+    await open_editor(lit)
+    await page.locator("#mask-fill").click()
+    await page.locator("#mask-use").click()
+    row = page.locator("#mask_image_url-field .file-row")
+    await row.get_by_text("Uploaded", exact=True).wait_for()
+    await page.reload()
+
+    await row.get_by_text("mask.png", exact=True).wait_for()
