@@ -78,7 +78,7 @@ async def test_the_skip_link_stays_on_the_page_that_is_seen(playground: Playgrou
     page = playground.page
     await playground.open_with_key(FAST, "#history")
     await page.get_by_role("heading", name="History").wait_for()
-    await tab_to(playground, ".skip")
+    await page.locator(".skip").focus()  # Tab begins at what the address names
     await page.keyboard.press("Enter")
 
     assert await page.evaluate("document.activeElement.id") == "main"
