@@ -351,8 +351,13 @@ class VideoModel(Endpoint):
         self._sampler = SVDSampler.load(self.parts(), device, self.control, self.config.tuning)
         self._sampler.on_out_of_memory = functools.partial(OUT_OF_MEMORY.inc, model=self.deployment)
         multiple = self._sampler.size_multiple
-        if odd := [str(size) for size in self.config.sizes if size.width % multiple or size.height % multiple]:
+        if odd := [str(size) for size in self._warm_up_sizes if size.width % multiple or size.height % multiple]:
             raise ValueError(f"{self.id}: sizes must be multiples of {multiple} pixels, unlike {', '.join(odd)}")
+
+    @property
+    def _warm_up_sizes(self) -> tuple[Size, ...]:
+        """The endpoint's own sizes, and those that are warmed up beside them."""
+        return (*self.config.sizes, *self.config.tuning.warm_up_sizes)
 
     def warm_up(self) -> None:
         """Make clips of every batch and size that the tuning names, so that no caller waits for what comes but once.
@@ -363,7 +368,7 @@ class VideoModel(Endpoint):
         if not tuning.warm_up:
             return
         with self._sampler.learning():
-            for size, count in itertools.product((*self.config.sizes, *tuning.warm_up_sizes), tuning.warm_up):
+            for size, count in itertools.product(self._warm_up_sizes, tuning.warm_up):
                 for clip in self._warm_up_clips(size):
                     for _ in range(WARM_UP_ROUNDS):
                         self.generate([clip] * count, WARM_UP_STEPS, lambda done: range(max(tuning.warm_up)))

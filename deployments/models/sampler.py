@@ -152,7 +152,7 @@ class SVDSampler:
         decode_chunk: Frames the VAE decodes together, at the most; None for all. It changes the pixels slightly, so it
             is fixed for a sampler and never follows the load.
         batched: Whether one call of the UNet serves a whole batch, or each clip has a call of its own.
-        tuning: How it computes. What concerns the networks themselves, ``load`` has done to them.
+        tuning: How it computes. What concerns the networks themselves, ``arranged`` has done to them.
 
     Raises:
         CheckpointError: The ControlNet does not belong to these networks.
@@ -180,6 +180,7 @@ class SVDSampler:
         self.device: torch.device = unet.device
         self.most_attentions = MOST_ATTENTIONS if self.device.type == "cuda" else None
         self.on_out_of_memory: Callable[[], None] = lambda: None  # whoever wants to count that sets it
+        self.mark: Callable[[], Callable[[], None]] = _mark if self.device.type == "cuda" else lambda: _nothing
         self._most_rows: int | None = None  # of this batch, how many fit into the memory together
         _check_control(self)
 
@@ -205,21 +206,42 @@ class SVDSampler:
         """
         import torch
 
-        on_cpu = torch.device(device).type == "cpu"
-        dtype, decode_dtype = tuning.dtypes(device)
+        dtype, _ = tuning.dtypes(device)
         networks = {
-            name: part.load(torch.float32 if name == "vae" else dtype)
+            name: part.load(torch.float32 if name == "vae" else dtype).to(device)
             for name, part in parts.items()
             if part.has_tensors
         }
+        normalisation = Normalisation.of(parts["image_encoder"].config(), parts["feature_extractor"].config())
+        return cls.arranged(networks, normalisation, control, tuning)
+
+    @classmethod
+    def arranged(
+        cls,
+        networks: Mapping[str, Any],
+        normalisation: Normalisation,
+        control: ControlNetConfig | None = None,
+        tuning: Tuning = Tuning(),  # noqa: B008 - it is frozen
+    ) -> Self:
+        """A sampler of networks that are on their device, which it makes compute as the tuning says.
+
+        Args:
+            networks: By the names of ``load``: ``vae`` in float32, the others in their own precision.
+            normalisation: How the image encoder wants its pictures.
+            control: How the ControlNet is to be used.
+            tuning: What of a device's ways is to be otherwise.
+        """
+        device = networks["unet"].device
+        on_cpu = device.type == "cpu"
+        _, decode_dtype = tuning.dtypes(str(device))
         networks["vae"].decoder.to(decode_dtype)
         for name, network in networks.items():
-            arrange(network.to(device), name, tuning, on_cpu)
+            arrange(network, name, tuning, on_cpu)
         return cls(
             unet=networks["unet"],
             vae=networks["vae"],
             image_encoder=networks["image_encoder"],
-            normalisation=Normalisation.of(parts["image_encoder"].config(), parts["feature_extractor"].config()),
+            normalisation=normalisation,
             control=Control(networks["controlnet"], control) if control else None,
             decode_chunk=tuning.decode_chunk or (None if on_cpu else CUDA_DECODE_CHUNK),
             batched=not on_cpu,  # a CPU gains nothing from it
@@ -305,7 +327,8 @@ class SVDSampler:
         members = sorted(set(keep(0)) & set(range(len(clips))))
         if not members:
             return {}
-        with torch.inference_mode():
+        is_done = _nothing
+        with torch.inference_mode(), self.tuning.choosing_kernels():
             batch = replace(self._prepare([clips[member] for member in members], schedule), members=tuple(members))
             for index in range(schedule.steps):
                 if not batch.members:
@@ -315,6 +338,10 @@ class SVDSampler:
                 noise = batch.draw_noise() if schedule.needs_noise(index) else None
                 latents = schedule.step(batch.latents, velocity, index, noise)
                 batch = replace(batch, latents=latents, beneath=beneath)
+                # A GPU is only told of its work. It stays one step behind at the most, so that progress, metrics and
+                # cancellation are of what it does, and never without work.
+                before, is_done = is_done, self.mark()
+                before()
                 batch = batch.hold(schedule.sigmas[index + 1]).narrow(keep(index + 1))
             return dict(zip(batch.members, batch.latents, strict=True))
 
@@ -352,12 +379,15 @@ class SVDSampler:
         import torch
 
         dtype = next(self.vae.decoder.parameters()).dtype
-        with torch.inference_mode():
-            scaled = (latents / self.vae.config.scaling_factor).to(dtype)
-            # Of even length: a frame that is decoded alone sees nothing of those beside it.
-            chunks = scaled.tensor_split(math.ceil(len(scaled) / (self.decode_chunk or len(scaled))))
+        with torch.inference_mode(), self.tuning.choosing_kernels():
+            chunks = (latents / self.vae.config.scaling_factor).to(dtype).split(self.cut(len(latents)))
             frames = torch.cat([self.vae.decode(chunk, num_frames=len(chunk)).sample for chunk in chunks])
             return (frames.float() / 2 + 0.5).clamp(0, 1)
+
+    def cut(self, frames: int) -> list[int]:
+        """How many frames are decoded together each time: about equally many, for one alone sees nothing beside it."""
+        chunks = math.ceil(frames / (self.decode_chunk or frames))
+        return [frames // chunks + (index < frames % chunks) for index in range(chunks)]
 
     def _prepare(self, clips: Sequence[Clip], schedule: Schedule) -> Batch:
         """Everything the loop needs. Pictures are encoded one by one, so that the batch cannot touch them."""
@@ -484,12 +514,11 @@ class SVDSampler:
         )
         features = [row.features for row in rows if row.features is not None]
         known = [row.beneath for row in rows if row.beneath is not None]
-        with self.tuning.attending():
-            if self.tuning.deep_every > 1 and not features:  # whom maps lead, the network sees whole at every step
-                velocity, beneath = self.unet.predict(*common, beneath=torch.stack(known) if known else None)
-                return Prediction(velocity.float(), beneath)
-            residuals = self._lead(common, torch.stack(features)) if features else None
-            return Prediction(self.unet(*common, residuals=residuals).float())
+        if self.tuning.deep_every > 1 and not features:  # whom maps lead, the network sees whole at every step
+            velocity, beneath = self.unet.predict(*common, beneath=torch.stack(known) if known else None)
+            return Prediction(velocity.float(), beneath)
+        residuals = self._lead(common, torch.stack(features)) if features else None
+        return Prediction(self.unet(*common, residuals=residuals).float())
 
     def _lead(self, common: Sequence[torch.Tensor], features: torch.Tensor) -> list[torch.Tensor]:
         """What the ControlNet adds to the UNet."""
@@ -497,6 +526,19 @@ class SVDSampler:
         config = self.control.config
         residuals = self.control.network(*common, features=features, accumulate=config.accumulate)
         return [residual * config.scale for residual in residuals]
+
+
+def _mark() -> Callable[[], None]:
+    """Mark what the GPU has been told so far; what is answered waits until it has done that."""
+    import torch
+
+    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # sleeps, where others would spin
+    event.record()
+    return event.synchronize
+
+
+def _nothing() -> None:
+    """A CPU has done what it was told."""
 
 
 def to_uint8(frames: torch.Tensor) -> np.ndarray:

@@ -3,16 +3,18 @@
     args.endpoints.<id>.tuning ──▶ Tuning ──▶ SVDSampler.load: precision, layout, attention, compiled forward passes
                                          └──▶ VideoModel.warm_up: a clip of every bucket before the first caller's
 
-Where nothing is said, networks run as the libraries have them. All of it but ``deep_every`` and the precisions is the
-same sums in another order: in float32 frames differ by rounding alone (``tests/models/test_tuning.py``).
+Where nothing is said, networks run as the libraries have them. All of it but ``deep_every``, ``decode_chunk`` and the
+precisions is the same sums in another order: in float32 frames differ by rounding alone
+(``tests/models/test_tuning.py``).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import logging
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -23,6 +25,8 @@ from deployments.models.size import SizeField
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
+
 Precision = Literal["float32", "bfloat16", "float16"]
 
 MOST_SHAPES = 256
@@ -30,7 +34,7 @@ MOST_SHAPES = 256
 
 
 class Tuning(BaseModel):
-    """``args.endpoints.<id>.tuning`` in serve_config.yaml. A change restarts the endpoint's replicas."""
+    """``args.endpoints.<id>.tuning`` in serve_config.yaml. A change restarts every replica, as any of ``args`` does."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,6 +54,10 @@ class Tuning(BaseModel):
     attention: Literal["flash", "cudnn", "efficient", "math"] | None = Field(
         None,
         description="Which of torch's attentions goes first, where it takes the shape; torch's choice unless said.",
+    )
+    cudnn_benchmark: bool = Field(
+        False,
+        description="Have cuDNN time its convolutions the first time that it meets a shape, and keep the fastest.",
     )
     dtype: Precision | None = Field(None, description="Of the networks; bfloat16 on a GPU, float32 on a CPU.")
     decode_dtype: Precision | None = Field(None, description="Of the VAE's decoder; as `dtype` unless said.")
@@ -73,7 +81,20 @@ class Tuning(BaseModel):
         of_networks = self.dtype or ("float32" if torch.device(device).type == "cpu" else "bfloat16")
         return getattr(torch, of_networks), getattr(torch, self.decode_dtype or of_networks)
 
-    def attending(self) -> contextlib.AbstractContextManager[Any]:
+    @contextlib.contextmanager
+    def choosing_kernels(self) -> Iterator[None]:
+        """While it is entered, attention and convolution take the kernels that the operator wants."""
+        from torch.backends import cudnn
+
+        before = cudnn.benchmark
+        cudnn.benchmark = before or self.cudnn_benchmark
+        try:
+            with self._attending():
+                yield
+        finally:
+            cudnn.benchmark = before
+
+    def _attending(self) -> contextlib.AbstractContextManager[Any]:
         """While it is entered, attention is computed as the operator wants it, where the shape allows."""
         if self.attention is None:
             return contextlib.nullcontext()
@@ -97,17 +118,16 @@ class Compiled:
     Args:
         run: The function; one graph of torch's, without a break.
         mode: As torch.compile's. With CUDA graphs, what it answers is copied, as the next replay writes over it.
-        backend: As torch.compile's.
     """
 
-    def __init__(self, run: Callable[..., Any], mode: str, backend: str = "inductor") -> None:
+    def __init__(self, run: Callable[..., Any], mode: str) -> None:
         """Compile nothing yet."""
         import torch
         import torch._dynamo
 
         torch._dynamo.config.recompile_limit = MOST_SHAPES
         self._run = run
-        self._compiled = torch.compile(run, mode=mode, backend=backend, fullgraph=True, dynamic=False)
+        self._compiled = torch.compile(run, mode=mode, fullgraph=True, dynamic=False)
         self._has_graphs = mode in ("reduce-overhead", "max-autotune")
         self._known: set[Any] = set()
         self.learning = False
@@ -127,28 +147,34 @@ class Compiled:
         return _copied(self._compiled(*args, **kwargs))
 
 
-def keep_compiled(folder: Path) -> Path:
+def keep_compiled(folder: Path) -> Path | None:
     """Have torch keep what it compiles below a folder, for processes that come later; where that is.
 
-    What another torch, GPU or version of our networks compiled lies elsewhere below it, so that a folder may be
-    shared and cleaned. Call it before anything is compiled.
+    What another torch, GPU or diffusers compiled lies elsewhere below it, so that a folder may be shared and cleaned;
+    within a place torch itself tells what was compiled of which code. Call it before anything is compiled.
+
+    Returns:
+        The place; None where nothing can be kept, which costs time and is no reason to end a replica.
     """
     place = folder / cache_key()
-    place.mkdir(parents=True, exist_ok=True)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        logger.warning("what is compiled will not be kept: %s", error)
+        return None
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(place)
     return place
 
 
 def cache_key() -> str:
-    """What compiled code depends on: torch, the GPU, and the code of the networks."""
+    """What all compiled code depends on: torch, the GPU, and the library of the networks."""
     import diffusers
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    digest = hashlib.sha256(diffusers.__version__.encode())
-    for name in ("networks.py", "sampler.py", "tuning.py"):
-        digest.update(Path(__file__).with_name(name).read_bytes())
-    return "-".join(["torch", torch.__version__, gpu.replace(" ", "-"), digest.hexdigest()[:12]])
+    return "-".join(["torch", torch.__version__, "diffusers", diffusers.__version__, *gpu.split()])
 
 
 def _shape_of(value: Any) -> Any:

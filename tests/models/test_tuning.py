@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -15,7 +19,6 @@ from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
 import deployments.models.weights
-from deployments.models import base, tuning
 from deployments.models.base import Clip, ControlNetConfig, Size, VideoConfig
 from deployments.models.checkpoints import Checkpoint, controlnet_part, svd_parts
 from deployments.models.networks import DepthControlNet, VideoUNet, attend_to_one_token, project_together
@@ -105,7 +108,7 @@ def test_in_double_precision_the_networks_answer_the_same(exact: Tuning) -> None
         sampler = load(tuning, control=True)
         assert sampler.control
         unet, controlnet, vae = (each.double() for each in (sampler.unet, sampler.control.network, sampler.vae))
-        with torch.inference_mode(), tuning.attending():
+        with torch.inference_mode(), tuning.choosing_kernels():
             residuals = controlnet(*common, features=controlnet.embed(maps), accumulate=True)
             return [unet(*common), unet(*common, residuals=residuals), vae.decode(latents, num_frames=3).sample]
 
@@ -117,7 +120,7 @@ def test_where_nothing_is_said_nothing_changes() -> None:
     assert Tuning() == VideoConfig(weights="somewhere").tuning
     assert Tuning().model_dump(exclude={"warm_up", "warm_up_sizes", "deep_every"}) == dict.fromkeys(
         ("compile", "attention", "dtype", "decode_dtype", "decode_chunk", "flat_time")
-    ) | {"channels_last": False, "fused_qkv": False}
+    ) | {"channels_last": False, "fused_qkv": False, "cudnn_benchmark": False}
 
 
 def test_kernels_are_laid_out_channels_last() -> None:
@@ -157,6 +160,16 @@ def test_the_attention_that_is_asked_for_goes_first(name: Any) -> None:
     assert all(state() for state in states)
 
 
+def test_cudnn_is_told_while_a_network_computes_and_not_after() -> None:
+    sampler = load(Tuning(cudnn_benchmark=True))
+    seen: list[bool] = []
+    for network in (sampler.image_encoder, sampler.unet, sampler.vae.decoder):
+        network.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    frames_of(sampler, CLIPS[:1], euler_schedule(1))
+    assert seen == [True] * 3
+    assert not torch.backends.cudnn.benchmark
+
+
 # ---------------------------------------------------------------- precision and chunks
 
 
@@ -180,6 +193,29 @@ def test_decoding_goes_by_the_chunk_that_is_said() -> None:
     sampler.vae.decoder.register_forward_pre_hook(lambda _, inputs: chunks.append(len(inputs[0])))
     sampler.decode(torch.zeros(14, 4, 4, 6))
     assert chunks == [7, 7]
+    assert sampler.cut(25) == [7, 6, 6, 6]
+
+
+# ---------------------------------------------------------------- a device that is only told of its work
+
+
+def test_who_asks_is_one_step_behind_the_device_at_the_most() -> None:
+    """With a stand-in for the GPU's own marks, which a CPU has no use for."""
+    sampler, happened = load(), list[str]()
+    marks = itertools.count(1)
+
+    def mark() -> Callable[[], None]:
+        number = next(marks)
+        happened.append(f"told {number}")
+        return lambda: happened.append(f"done {number}")
+
+    def keep(done: int) -> Collection[int]:
+        happened.append(f"ask {done}")
+        return range(100)
+
+    sampler.mark = mark
+    sampler.denoise(CLIPS[:1], euler_schedule(3), GUIDED, keep)
+    assert happened == ["ask 0", "told 1", "ask 1", "told 2", "done 1", "ask 2", "told 3", "done 2", "ask 3"]
 
 
 # ---------------------------------------------------------------- what is beneath the outermost level
@@ -370,31 +406,51 @@ def test_cuda_graphs_are_the_unets_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sorted(modes) == ["default", "default", "max-autotune", "max-autotune-no-cudagraphs", "reduce-overhead"]
 
 
-def test_a_network_may_have_many_shapes() -> None:
-    compiled = Compiled(lambda value: value + 1, "default", backend="eager")
+def test_a_network_may_have_many_shapes(traced: list[int]) -> None:
+    compiled = Compiled(lambda value: value + 1, "default")
     compiled.learning = True
     for length in range(1, 20):
         assert compiled(torch.zeros(length)).tolist() == [1.0] * length
+    assert len(traced) == 19
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own compiler warns of its own parts
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles for a CPU by a C++ compiler, and there is none")
+def test_torchs_own_compiler_makes_the_same_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small block along time by inductor, as far as a CPU goes: a whole network takes it minutes."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    block = load().unet.down_blocks[0].resnets[0].temporal_res_block
+    compiled = Compiled(block.forward, "default")
+    torch.manual_seed(3)
+    call = torch.randn(1, block.in_channels, 3, 4, 6), torch.randn(1, 3, block.time_emb_proj.in_features)
+    with torch.inference_mode():
+        plain = block(*call)
+        compiled.learning = True
+        torch.testing.assert_close(compiled(*call), plain, rtol=0, atol=1e-5)
+    assert any(tmp_path.rglob("*.so"))
     torch.compiler.reset()
 
 
 def test_compiled_code_lies_apart_by_what_it_was_compiled_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
     place = keep_compiled(tmp_path)
-    assert place.parent == tmp_path
-    assert place.is_dir()
+    assert place and place.parent == tmp_path
+    assert list(place.iterdir()) == []
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(place)
     assert torch.__version__ in place.name
     assert place == keep_compiled(tmp_path)
-    monkeypatch.setattr(tuning, "__file__", str(copy_of_the_networks(tmp_path)))
+    monkeypatch.setattr(diffusers, "__version__", "0.0")
     assert place != keep_compiled(tmp_path)
 
 
-def copy_of_the_networks(folder: Path) -> Path:
-    """Of which one has another line."""
-    for name in ("networks.py", "sampler.py", "tuning.py"):
-        source = Path(base.__file__).with_name(name).read_text()
-        (folder / name).write_text(source + ("\n" if name == "networks.py" else ""))
-    return folder / "tuning.py"
+def test_where_nothing_can_be_kept_a_replica_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    (tmp_path / "file").touch()
+    assert keep_compiled(tmp_path / "file") is None
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
+    assert "what is compiled will not be kept" in caplog.text
 
 
 # ---------------------------------------------------------------- what an operator may say
@@ -415,6 +471,14 @@ def copy_of_the_networks(folder: Path) -> Path:
 def test_a_mistake_stops_the_start(said: dict[str, Any], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
         VideoConfig.model_validate({"weights": "somewhere", "tuning": said})
+
+
+@pytest.mark.parametrize("said", [{"sizes": ["48x36"]}, {"tuning": {"warm_up": [1], "warm_up_sizes": ["48x36"]}}])
+def test_a_size_that_no_network_takes_stops_the_start(said: dict[str, Any]) -> None:
+    config = {"weights": str(WEIGHTS / "svd"), "sizes": ["48x32"]} | said
+    model = StableVideo("fal-ai/stable-video", VideoConfig.model_validate(config))
+    with pytest.raises(ValueError, match=r"must be multiples of \d+ pixels, unlike 48x36"):
+        model.setup("cpu")
 
 
 def test_a_controlnet_is_arranged_like_the_unet() -> None:
