@@ -28,7 +28,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 import deployments.models.weights
 from deployments.models.base import FRAMES, Size
 from deployments.models.networks import VideoUNet
-from deployments.models.sampler import CUDA_DECODE_CHUNK, SVDSampler, arrange
+from deployments.models.sampler import SVDSampler
 from deployments.models.tuning import Tuning
 from deployments.models.vision import Normalisation
 
@@ -113,24 +113,16 @@ class Networks:
 
     def ours(self, tuning: Tuning) -> SVDSampler:
         """Our sampler with a copy of them, as ``SVDSampler.load`` has it."""
-        device = str(self.unet.device)
-        on_cpu = self.unet.device.type == "cpu"
-        dtype, decode_dtype = tuning.dtypes(device)
+        dtype, _ = tuning.dtypes(str(self.unet.device))
         with torch.device("meta"):
             unet = VideoUNet.from_config(self.unet.config)
         unet.load_state_dict({k: v.to(dtype, copy=True) for k, v in self.unet.state_dict().items()}, assign=True)
-        vae, image_encoder = copy.deepcopy(self.vae), copy.deepcopy(self.image_encoder).to(dtype)
-        vae.decoder.to(decode_dtype)
-        parts = {"unet": unet.eval().requires_grad_(False), "vae": vae, "image_encoder": image_encoder}
-        for name, network in parts.items():
-            arrange(network, name, tuning, on_cpu)
-        return SVDSampler(
-            **parts,
-            normalisation=COLOURS,
-            decode_chunk=tuning.decode_chunk or (None if on_cpu else CUDA_DECODE_CHUNK),
-            batched=not on_cpu,
-            tuning=tuning,
-        )
+        networks = {
+            "unet": unet.eval().requires_grad_(False),
+            "vae": copy.deepcopy(self.vae),
+            "image_encoder": copy.deepcopy(self.image_encoder).to(dtype),
+        }
+        return SVDSampler.arranged(networks, COLOURS, tuning=tuning)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,17 @@
 
     python -m loadtest.gpu_bench compare    per endpoint: stock eager, stock compiled, ours; stages, floor, memory, PSNR
     python -m loadtest.gpu_bench ablate     each part of the tuning by itself, and all of them together
+    python -m loadtest.gpu_bench decode     decoding alone, by precision and by how many frames go together
     python -m loadtest.gpu_bench attention  torch's attentions at the shapes that the UNet has
     python -m loadtest.gpu_bench batches    clips a second against the size of a batch, for each size
-    python -m loadtest.gpu_bench fractions  1, 2 and 4 models on one GPU, each a process with its share of the memory
+    python -m loadtest.gpu_bench fractions  models beside each other on one GPU, each a process with its share of it
     python -m loadtest.gpu_bench start      seconds from a process's start to its first clip, cold and warm
 
 Networks are of full size with random weights, or read from --weights. --profile writes a trace of torch.profiler.
---cpu --tiny runs the same program with the small weights that ship, which says nothing of speed. Figures are printed as
-text and, with --json FILE, written as they are. The ceiling is a matrix product of the same run, so a share of the
-floor compares what one card did at one time.
+--cpu --tiny runs the same program with the small weights that ship, which says nothing of speed, nor of the aims.
+Figures are printed as text and, with --json FILE, written there after each row, so that a run that is cut off has told
+what it saw. The ceiling is a matrix product of the same run, so a share of the floor compares what one card did at one
+time.
 """
 
 from __future__ import annotations
@@ -19,40 +21,42 @@ import argparse
 import functools
 import itertools
 import json
-import math
 import multiprocessing
 import os
-import queue
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
 import torch
-from PIL import Image
+from pydantic import BaseModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from deployments.inference.encode import encode_mp4
-from deployments.models.base import FRAMES, Clip, Size, VideoModel
-from deployments.models.fast_svd_lcm import FastSVDLCM
-from deployments.models.sampler import SVDSampler, to_uint8
-from deployments.models.stable_video import StableVideo
-from deployments.models.svd import SVD
-from deployments.models.tuning import Tuning, keep_compiled
-from loadtest.full_size import SMALL, Networks, Work
-
-ENDPOINTS: dict[str, tuple[type[VideoModel], int]] = {
-    "fal-ai/stable-video": (StableVideo, 25),
-    "fal-ai/svd": (SVD, 20),
-    "fal-ai/fast-svd-lcm": (FastSVDLCM, 4),
-}
-"""The model behind each, and its steps unless a caller says otherwise."""
+from deployments.models.base import FRAMES, Clip, Size
+from deployments.models.tuning import Precision, Tuning
+from loadtest.full_size import Work
+from loadtest.gpu_sides import (
+    ENDPOINTS,
+    REFERENCE,
+    SIZE,
+    TINY_SIZE,
+    Bench,
+    Ours,
+    Stock,
+    decoded,
+    encode,
+    psnr,
+    quality,
+    timed,
+)
 
 BEST = Tuning(compile="max-autotune-no-cudagraphs", warm_up=(1,), channels_last=True, fused_qkv=True)
 """What is expected to be the fastest, of what changes no clip. The first run on a GPU decides."""
@@ -62,10 +66,10 @@ PARTS: dict[str, Tuning] = {
     "channels_last": Tuning(channels_last=True),
     "fused_qkv": Tuning(fused_qkv=True),
     "flat_time": Tuning(flat_time=True),
+    "cudnn_benchmark": Tuning(cudnn_benchmark=True),
     "attention cudnn": Tuning(attention="cudnn"),
     "attention flash": Tuning(attention="flash"),
     "float16": Tuning(dtype="float16"),
-    "decode_chunk 25": Tuning(decode_chunk=FRAMES),
     "compile default": Tuning(compile="default", warm_up=(1,)),
     "compile reduce-overhead": Tuning(compile="reduce-overhead", warm_up=(1,)),
     "compile max-autotune": Tuning(compile="max-autotune-no-cudagraphs", warm_up=(1,)),
@@ -73,319 +77,121 @@ PARTS: dict[str, Tuning] = {
     "all, deep_every 2 (lossy)": BEST.model_copy(update={"deep_every": 2}),
     "all, deep_every 3 (lossy)": BEST.model_copy(update={"deep_every": 3}),
 }
-SIZES = (Size(1024, 576), Size(768, 768), Size(1024, 1024), Size(512, 512))
-TINY_SIZE = Size(112, 64)
+SIDES: dict[str, Callable[[Bench, str, Tuning], Ours | Stock]] = {
+    "stock eager": lambda bench, endpoint, _: Stock(bench, endpoint, half(bench)),
+    "stock compiled": lambda bench, endpoint, _: Stock(bench, endpoint, half(bench), compiled=True),
+    "ours untuned": lambda bench, endpoint, _: Ours(bench, endpoint, Tuning()),
+    "ours": Ours,
+}
+AIMS = {"fal-ai/stable-video": 8.0, "fal-ai/svd": 6.5, "fal-ai/fast-svd-lcm": 1.0}
+"""Seconds of a clip on one H200, from the picture to the encoded file."""
+
+LEAST_GAIN, LEAST_PSNR = 3.0, 35.0
+"""Of ours: over stock eager in the same run, and in dB against float32."""
+
+SIZES = (SIZE, Size(768, 768), Size(1024, 1024), Size(512, 512))
 BATCHES = (1, 2, 4)
-FRACTIONS = (1, 2, 4)
-BACKENDS = ("flash", "cudnn", "efficient", "math")
-REFERENCE = Tuning(dtype="float32")
-CHUNK = 5
-"""Frames that both sides decode together where the tuning does not say: it divides a clip's 25, so that the pipeline of
-diffusers and ours, which cut what is left over in different ways, cut alike."""
+MODELS = (1, 2, 4)
+DIVIDED = 0.96
+"""Of a GPU: each process has about 1 GB beside what is divided."""
+
+HEADS = (5, 10, 20, 20)
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+
+Row = dict[str, Any]
+Rows = Iterator[tuple[str, Row]]
 
 
-@dataclass
-class Figures:
-    """What one side took for a clip of one endpoint. Seconds are medians; memory is the peak of what was allocated."""
-
-    side: str
-    seconds: float
-    stages: dict[str, float] = field(default_factory=dict)
-    tflop_per_second: float = 0.0
-    share_of_floor: float = 0.0
-    peak_gb: float = 0.0
-    psnr: float | None = None
+def half(bench: Bench) -> torch.dtype:
+    """The precision of the stock pipeline: what it is used in on GPUs."""
+    return torch.float16 if bench.device == "cuda" else torch.float32
 
 
-class Bench:
-    """The device, the networks and how often to measure, for all commands.
-
-    Args:
-        options: The command line's.
-    """
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.device = "cpu" if options.cpu else "cuda"
-        self.tiny: bool = options.tiny
-        self.rounds: int = options.rounds
-        self.sizes = (
-            (TINY_SIZE,) if self.tiny else (Size.parse(options.size), *(SIZES[1:] if options.all_sizes else ()))
-        )
-        self.tuning = Tuning.model_validate_json(options.tuning) if options.tuning else self.usual
-        self.chunk = self.tuning.decode_chunk or CHUNK
-        if self.device == "cpu":
-            torch.set_num_threads(1)
-        if folder := options.compile_cache:
-            keep_compiled(Path(folder))
-        self._weights: Path | None = SMALL if self.tiny else options.weights
-        self._variant: str | None = options.variant
-
-    @property
-    def usual(self) -> Tuning:
-        """What is compared unless the command line says otherwise; a compiler would be all that a tiny run shows."""
-        return BEST.model_copy(update={"compile": None}) if self.tiny else BEST
-
-    @functools.cached_property
-    def networks(self) -> Networks:
-        """In float32, on the device."""
-        if self._weights:
-            return Networks.read(self._weights, self.device, self._variant)
-        return Networks.random(self.device)
-
-    def synchronise(self) -> None:
-        """Wait until the device has done what it was told."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-
-    def seconds(self, run: Callable[[], object], rounds: int | None = None) -> float:
-        """The median of several runs after one that warms up."""
-        run()
-        taken = []
-        for _ in range(rounds or self.rounds):
-            self.synchronise()
-            began = time.perf_counter()
-            run()
-            self.synchronise()
-            taken.append(time.perf_counter() - began)
-        return statistics.median(taken)
-
-    def ceiling(self) -> float:
-        """TFLOP/s of a large matrix product of random numbers: bfloat16 on a GPU, float32 on a CPU."""
-        side, dtype = (8192, torch.bfloat16) if self.device == "cuda" else (512, torch.float32)
-        left, right = (torch.randn(side, side, device=self.device).to(dtype) for _ in range(2))
-        return 2 * side**3 / self.seconds(lambda: left @ right, rounds=20) / 1e12
-
-    def forget_peak(self) -> None:
-        """Measure the peak of memory from now on."""
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-
-    def peak_gb(self) -> float:
-        """Since then, without the networks that sides are copied from; 0 on a CPU."""
-        if self.device == "cpu":
-            return 0.0
-        return (torch.cuda.max_memory_allocated() - self.networks.size) / 1e9
-
-    def forget_networks(self) -> None:
-        """Let go what sides are copied from, where no other side will be."""
-        del self.networks
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
-
-    def clip(self, size: Size, seed: int = 0) -> Clip:
-        """A clip of coarse random colours."""
-        colours = np.random.default_rng(seed).integers(0, 256, (9, 16, 3), dtype=np.uint8)
-        picture = Image.fromarray(colours).resize((size.width, size.height), Image.Resampling.BICUBIC)
-        return Clip(picture, seed, motion_bucket_id=127, cond_aug=0.02)
-
-
-class Ours:
-    """A sampler as a replica has it, for one endpoint, warmed up."""
-
-    def __init__(self, bench: Bench, endpoint: str, tuning: Tuning, sizes: Sequence[Size] | None = None) -> None:
-        kind, steps = ENDPOINTS[endpoint]
-        self._bench = bench
-        self._steps = 2 if bench.tiny else steps
-        config = {"weights": "none", "sizes": sizes or bench.sizes[:1], "tuning": tuning}
-        self.model = kind(endpoint, kind.Config.model_validate(config))
-        self.sampler: SVDSampler = bench.networks.ours(tuning)
-        self.model._sampler = self.sampler
-        self.model.warm_up()
-
-    def frames(self, clips: Sequence[Clip]) -> list[np.ndarray]:
-        """uint8, of every clip."""
-        made = self.model.generate(clips, self._steps, lambda done: range(len(clips)))
-        return [frames for frames in made if frames is not None]
-
-    def exact(self, clip: Clip) -> torch.Tensor:
-        """Frames before rounding, [F, 3, H, W] in 0..1 on the CPU."""
-        schedule = self.model.schedule(self._steps)
-        (latents,) = self.sampler.denoise([clip], schedule, self.model.guidance, lambda done: [0]).values()
-        return self.sampler.finish(clip, latents).cpu()
-
-    def run(self, clip: Clip) -> None:
-        """From the picture to the encoded file."""
-        (frames,) = self.frames([clip])
-        encode(frames)
-
-    def stages(self) -> list[tuple[Any, str, str]]:
-        """What is timed by itself: whose function, which, and the stage's name."""
-        return [
-            (self.sampler, "_embed", "clip"),
-            (self.sampler, "_encode", "vae encode"),
-            (self.sampler, "_velocity", "step"),
-            (self.sampler, "decode", "vae decode"),
-            (sys.modules[__name__], "encode_mp4", "encode"),
-        ]
-
-
-class Stock:
-    """diffusers' pipeline, for the same work. Of an LCM it has the steps but no schedule, so its frames are others."""
-
-    def __init__(self, bench: Bench, endpoint: str, dtype: torch.dtype, compiled: bool = False) -> None:
-        kind, steps = ENDPOINTS[endpoint]
-        self._steps = 2 if bench.tiny else steps
-        self._guidance = kind.guidance
-        self._chunk = bench.chunk
-        self.pipeline = bench.networks.stock(dtype)
-        if compiled:
-            for network in (self.pipeline.unet, self.pipeline.vae.decoder):
-                network.forward = torch.compile(network.forward, dynamic=False)
-
-    def exact(self, clip: Clip) -> torch.Tensor:
-        """Frames before rounding, [F, 3, H, W] in 0..1 on the CPU."""
-        frames: torch.Tensor = self.pipeline(
-            clip.picture,
-            height=clip.size.height,
-            width=clip.size.width,
-            num_frames=FRAMES,
-            num_inference_steps=self._steps,
-            min_guidance_scale=self._guidance[0],
-            max_guidance_scale=self._guidance[1],
-            fps=7,  # the pipeline tells the network one less
-            motion_bucket_id=clip.motion_bucket_id,
-            noise_aug_strength=clip.cond_aug,
-            decode_chunk_size=self._chunk,
-            generator=torch.Generator("cpu").manual_seed(clip.seed),
-            output_type="pt",
-        ).frames[0]
-        return frames.float().cpu()
-
-    def run(self, clip: Clip) -> None:
-        """From the picture to the encoded file."""
-        encode(to_uint8(self.exact(clip)))
-
-    def stages(self) -> list[tuple[Any, str, str]]:
-        """What is timed by itself."""
-        return [
-            (self.pipeline, "_encode_image", "clip"),
-            (self.pipeline, "_encode_vae_image", "vae encode"),
-            (self.pipeline.unet, "forward", "step"),
-            (self.pipeline, "decode_latents", "vae decode"),
-            (sys.modules[__name__], "encode_mp4", "encode"),
-        ]
-
-
-def encode(frames: np.ndarray) -> None:
-    """Frames as an mp4, as a replica writes it."""
-    with tempfile.TemporaryDirectory() as folder:
-        encode_mp4(frames, 25, Path(folder) / "clip.mp4")
-
-
-@contextmanager
-def timed(bench: Bench, stages: Sequence[tuple[Any, str, str]]) -> Iterator[dict[str, list[float]]]:
-    """While it is entered, the seconds of every call of some functions, by stage."""
-    taken: dict[str, list[float]] = defaultdict(list)
-
-    def watch(run: Callable[..., Any], stage: str) -> Callable[..., Any]:
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            bench.synchronise()
-            began = time.perf_counter()
-            answer = run(*args, **kwargs)
-            bench.synchronise()
-            taken[stage].append(time.perf_counter() - began)
-            return answer
-
-        return watched
-
-    with contextmanager(_replaced)(
-        [(whose, name, watch(getattr(whose, name), stage)) for whose, name, stage in stages]
-    ):
-        yield taken
-
-
-def _replaced(functions: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
-    """Attributes put in the place of what stood there, and that put back."""
-    before = [(whose, name, vars(whose).get(name)) for whose, name, _ in functions]
-    for whose, name, function in functions:
-        setattr(whose, name, function)
+def tried(measure: Callable[[], Row]) -> Row:
+    """A row of figures, or why there are none: the other rows are measured all the same."""
     try:
-        yield
-    finally:
-        for whose, name, function in before:
-            delattr(whose, name) if function is None else setattr(whose, name, function)
+        return measure()
+    except Exception as error:
+        return {"error": why(error)}
 
 
-def psnr(frames: torch.Tensor, reference: torch.Tensor) -> float:
-    """In dB, over all frames together; infinite where they are equal."""
-    error = float((frames.double() - reference.double()).square().mean())
-    return -10 * math.log10(error) if error else math.inf
+def why(error: Exception) -> str:
+    """Why there are no figures."""
+    return f"{type(error).__name__}: {error}"
 
 
-@contextmanager
-def true_float32() -> Iterator[None]:
-    """While it is entered, float32 is not rounded to TF32, which is what cuDNN does with it unless told."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def measure(bench: Bench, side: str, what: Ours | Stock, clip: Clip, tflop: float, ceiling: float) -> Figures:
-    """All figures of one side."""
-    bench.forget_peak()
-    seconds = bench.seconds(lambda: what.run(clip))
-    with timed(bench, what.stages()) as taken:
-        what.run(clip)
-    stages = {stage: statistics.median(each) if stage == "step" else sum(each) for stage, each in taken.items()}
-    return Figures(side, seconds, stages, tflop / seconds, tflop / ceiling / seconds, bench.peak_gb())
-
-
-def compare(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """For each endpoint: stock eager, stock compiled and ours, and how far each is from float32."""
+def compare(bench: Bench, options: argparse.Namespace) -> Rows:
+    """For each endpoint: each side's figures, how far it is from float32, and which aims ours meets."""
     ceiling = bench.ceiling()
-    half = torch.float16 if bench.device == "cuda" else torch.float32
-    work = Work.count(bench.networks, bench.sizes[0])
-    sides: dict[str, Callable[[str], Ours | Stock]] = {
-        "stock eager": lambda endpoint: Stock(bench, endpoint, half),
-        "stock compiled": lambda endpoint: Stock(bench, endpoint, half, compiled=True),
-        "ours untuned": lambda endpoint: Ours(bench, endpoint, cut_alike(bench, Tuning())),
-        "ours": lambda endpoint: Ours(bench, endpoint, cut_alike(bench, bench.tuning)),
-    }
-    if bench.tiny:
-        del sides["stock compiled"]
-    figures: dict[str, Any] = {"ceiling_tflop_per_second": ceiling, "work_tflop": asdict(work), "endpoints": {}}
+    work = Work.count(bench.networks, bench.size)
     print(f"matrix product: {ceiling:.1f} TFLOP/s")
+    yield "ceiling", {"tflop_per_second": ceiling, "work_tflop": asdict(work)}
     for endpoint in options.endpoints:
-        kind, steps = ENDPOINTS[endpoint]
-        tflop = work.of(2 if bench.tiny else steps, max(kind.guidance) > 1)
-        clip = bench.clip(bench.sizes[0])
-        print(f"\n{endpoint}, {steps} steps of {clip.size}: {tflop:.1f} TFLOP, floor {tflop / ceiling:.3f} s")
-        with true_float32():
-            stock, ours = (Stock(bench, endpoint, torch.float32), Ours(bench, endpoint, cut_alike(bench, REFERENCE)))
-            reference = {"stock": stock.exact(clip), "ours": ours.exact(clip)}
-            same_schedule = kind is not FastSVDLCM
-            if same_schedule:
-                print(f"ours in float32 against stock in float32: {psnr(reference['ours'], reference['stock']):.1f} dB")
-            del stock, ours
-        figures["endpoints"][endpoint] = rows = []
-        for side, build in sides.items():
-            built = build(endpoint)
-            row = measure(bench, side, built, clip, tflop, ceiling)
-            against = reference["stock" if same_schedule or isinstance(built, Stock) else "ours"]
-            row.psnr = psnr(built.exact(clip), against)
-            if options.profile and side == "ours":
-                profile(built, clip, Path(options.profile), endpoint)
-            del built
-            rows.append(asdict(row))
-            print_row(row, rows[0]["seconds"])
-    return figures
+        kind, _ = ENDPOINTS[endpoint]
+        steps = bench.steps(endpoint)
+        tflop = work.of(steps, max(kind.guidance) > 1)
+        print(f"\n{endpoint}, {steps} steps of {bench.size}: {tflop:.1f} TFLOP, floor {tflop / ceiling:.3f} s")
+        rows: dict[str, Row] = {}
+        for side in options.sides:
+            rows[side] = tried(functools.partial(_side, bench, options, endpoint, side, tflop, ceiling))
+            print_row(side, rows)
+            yield f"{endpoint}, {side}", rows[side]
+        aims = judge(endpoint, rows)
+        print("aims:", ", ".join(f"{aim}: {'met' if met else 'missed'}" for aim, met in aims.items()) or "not judged")
+        yield f"{endpoint}, aims", aims
 
 
-def cut_alike(bench: Bench, tuning: Tuning) -> Tuning:
-    """The same tuning, decoding as many frames together as all sides of a comparison do."""
-    return tuning.model_copy(update={"decode_chunk": bench.chunk})
+def _side(bench: Bench, options: argparse.Namespace, endpoint: str, side: str, tflop: float, ceiling: float) -> Row:
+    """All figures of one side. Seconds are medians; memory is the peak of what was allocated."""
+    bench.make_room()
+    built, clip = SIDES[side](bench, endpoint, options.tuning), bench.clip()
+    bench.forget_peak()
+    seconds = bench.seconds(lambda: built.run(clip), options.rounds)
+    peak = bench.peak_gb()
+    with timed(bench, built.stages()) as taken:
+        built.run(clip)
+    if options.profile and side == "ours":
+        profile(built, clip, options.profile, endpoint)
+    return {
+        "seconds": seconds,
+        "stages": {stage: statistics.median(each) if stage == "step" else sum(each) for stage, each in taken.items()},
+        "tflop_per_second": tflop / seconds,
+        "share_of_floor": tflop / ceiling / seconds,
+        "peak_gb": peak,
+        "psnr": quality(bench, built),
+    }
 
 
-def print_row(row: Figures, first: float) -> None:
+def judge(endpoint: str, rows: dict[str, Row]) -> dict[str, bool]:
+    """Which aims ours meets, of those that the rows can tell."""
+    ours, eager = rows.get("ours", {}), rows.get("stock eager", {})
+    met = {}
+    if "encode" in ours.get("stages", ()):
+        met[f"at most {AIMS[endpoint]} s"] = ours["seconds"] <= AIMS[endpoint]
+    if "seconds" in ours and "seconds" in eager:
+        met[f"{LEAST_GAIN} times stock eager"] = eager["seconds"] >= LEAST_GAIN * ours["seconds"]
+    if "psnr" in ours:
+        met[f"PSNR of {LEAST_PSNR} dB"] = ours["psnr"] >= LEAST_PSNR
+    return met
+
+
+def print_row(side: str, rows: dict[str, Row]) -> None:
     """One side as a line."""
-    stages = ", ".join(f"{stage} {seconds:.4f}" for stage, seconds in row.stages.items())
+    row = rows[side]
+    if "error" in row:
+        print(side, written(row))
+        return
+    first = next((each["seconds"] for each in rows.values() if "seconds" in each), row["seconds"])
+    stages = ", ".join(f"{stage} {seconds:.4f}" for stage, seconds in row["stages"].items())
     print(
-        f"{row.side:<16} {row.seconds:8.3f} s ({first / row.seconds:5.2f} of the first), {row.tflop_per_second:6.1f} "
-        f"TFLOP/s, {row.share_of_floor:6.1%} of the floor, {row.peak_gb:5.1f} GB, PSNR {row.psnr or 0:.1f} dB; {stages}"
+        f"{side:<16} {row['seconds']:8.3f} s ({first / row['seconds']:5.2f} of the first), "
+        f"{row['tflop_per_second']:6.1f} TFLOP/s, {row['share_of_floor']:6.1%} of the floor, {row['peak_gb']:5.1f} GB, "
+        f"PSNR {row['psnr']:.1f} dB; {stages}{'' if 'encode' in row['stages'] else ', encode missing: no ffmpeg'}"
     )
 
 
@@ -404,208 +210,334 @@ def profile(what: Ours | Stock, clip: Clip, folder: Path, name: str) -> None:
     (folder / f"{stem}.txt").write_text(profiler.key_averages().table(sort_by=by, row_limit=40))
 
 
-def ablate(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of a guided step and of decoding, with each part of the tuning by itself, and how far it is from none."""
-    endpoint, clip = options.endpoints[0], bench.clip(bench.sizes[0])
-    with true_float32():
-        reference = Ours(bench, endpoint, REFERENCE).exact(clip)
-    figures: dict[str, Any] = {}
-    wanted = {name: PARTS[name] for name in options.parts} if options.parts else PARTS
-    if bench.tiny:
-        wanted = {name: part for name, part in wanted.items() if not part.compile}
-    for name, tuning in wanted.items():
-        began = time.perf_counter()
-        ours = Ours(bench, endpoint, tuning)
-        ready = time.perf_counter() - began
-        bench.forget_peak()
-        ours.exact(clip)
-        with timed(bench, ours.stages()) as taken:
-            quality = psnr(ours.exact(clip), reference)
+def ablate(bench: Bench, options: argparse.Namespace) -> Rows:
+    """Seconds of a step and of decoding, with each part of the tuning by itself, and how far it is from float32."""
+    for endpoint, part in itertools.product(options.endpoints, options.parts):
+        row = tried(functools.partial(_part, bench, endpoint, PARTS[part], options.rounds))
+        print(f"{endpoint}, {part:<28}", written(row))
+        yield f"{endpoint}, {part}", row
+
+
+def _part(bench: Bench, endpoint: str, tuning: Tuning, rounds: int) -> Row:
+    bench.make_room()
+    began = time.perf_counter()
+    ours, clip = Ours(bench, endpoint, tuning), bench.clip()
+    ours.frames([clip])
+    ready = time.perf_counter() - began
+    bench.forget_peak()
+    with timed(bench, ours.stages()) as taken:
+        for _ in range(rounds):
+            ours.frames([clip])
+    return {
         # Where only some steps look beneath, the mean is what a clip pays.
-        step, decode = statistics.mean(taken["step"]), sum(taken["vae decode"])
-        figures[name] = dict(step=step, decode=decode, psnr=quality, ready=ready, peak_gb=bench.peak_gb())
-        print(
-            f"{name:<28} step {step:8.4f} s, decode {decode:8.4f} s, PSNR {quality:6.1f} dB, "
-            f"{bench.peak_gb():5.1f} GB, ready after {ready:6.1f} s"
-        )
-        del ours
-    return figures
+        "step": statistics.mean(taken["step"]),
+        "decode": statistics.mean(taken["vae decode"]),
+        "peak_gb": bench.peak_gb(),
+        "psnr": quality(bench, ours),
+        "first clip after": ready,
+    }
 
 
-def attention(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of one self-attention at each level, in a frame and along time, by each of torch's attentions."""
-    size, frames = bench.sizes[0], FRAMES
-    cells = (size.height // 8) * (size.width // 8)
+def decode(bench: Bench, options: argparse.Namespace) -> Rows:
+    """Seconds and memory of decoding alone, and how far it is from float32 that is cut alike."""
+    endpoint = "fal-ai/fast-svd-lcm"  # any: all have one decoder
+    sampler, clip = Ours(bench, endpoint, REFERENCE).sampler, bench.clip()
+    with torch.inference_mode():
+        picture = sampler._prepare([clip], ENDPOINTS[endpoint][0].schedule(1))
+        latents = picture.first_frames[0] * sampler.vae.config.scaling_factor + 0.1 * picture.noise[0]
+    del sampler
+    for dtype, chunk in itertools.product(options.dtypes, options.chunks):
+        tuning = Tuning(decode_dtype=dtype, decode_chunk=chunk)
+        row = tried(functools.partial(_decoding, bench, endpoint, tuning, latents, options.rounds))
+        print(f"{dtype}, {chunk} frames:", written(row))
+        yield f"{dtype}, {chunk} frames", row
+
+
+def _decoding(bench: Bench, endpoint: str, tuning: Tuning, latents: torch.Tensor, rounds: int) -> Row:
+    bench.make_room()
+    ours = Ours(bench, endpoint, tuning)
+    bench.forget_peak()
+    seconds = bench.seconds(lambda: ours.sampler.decode(latents), rounds)
+    peak = bench.peak_gb()
+    frames = ours.sampler.decode(latents).cpu()
+    return {"decode": seconds, "peak_gb": peak, "psnr": psnr(frames, decoded(bench, latents, ours.cut))}
+
+
+def attention(bench: Bench, options: argparse.Namespace) -> Rows:
+    """Milliseconds of a guided step's self-attention at each level, in a frame and along time, by each alone."""
+    cells = (bench.size.height // 8) * (bench.size.width // 8)
     dtype = torch.bfloat16 if bench.device == "cuda" else torch.float32
-    shapes = {}
-    for level, heads in enumerate((5, 10, 20, 20)):
+    for level, heads in enumerate(HEADS):
         tokens = cells // 4**level
-        shapes[f"level {level}, a frame"] = (2 * frames, heads, tokens, 64)
-        shapes[f"level {level}, time"] = (2 * tokens, heads, frames, 64)
-    figures: dict[str, Any] = {}
-    for name, shape in shapes.items():
-        query, key, value = (torch.randn(shape, device=bench.device, dtype=dtype) for _ in range(3))
-        figures[name] = {}
-        for backend in BACKENDS:
-            with Tuning(attention=backend).attending():  # type: ignore[arg-type]
-                try:
-                    run = functools.partial(torch.nn.functional.scaled_dot_product_attention, query, key, value)
-                    figures[name][backend] = 1000 * bench.seconds(run)
-                except RuntimeError as error:
-                    figures[name][backend] = str(error).splitlines()[0]
-        print(name, shape, figures[name])
-    return figures
+        shapes = {"a frame": (2 * FRAMES, tokens, heads, 64), "time": (2 * tokens, FRAMES, heads, 64)}
+        for where, shape in shapes.items():
+            # As in the network: a product's answer, seen with its heads first.
+            query, key, value = (torch.randn(shape, device=bench.device, dtype=dtype).transpose(1, 2) for _ in range(3))
+            run = functools.partial(torch.nn.functional.scaled_dot_product_attention, query, key, value)
+            row = {name: _milliseconds(bench, run, only, options.rounds) for name, only in BACKENDS.items()}
+            print(f"level {level}, {where} {shape}:", row)
+            yield f"level {level}, {where}", row
 
 
-def batches(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Clips a second against the size of a batch, for each size and endpoint."""
-    figures: dict[str, Any] = {}
-    for endpoint, size in itertools.product(options.endpoints, bench.sizes):
-        tuning = bench.tuning.model_copy(update={"warm_up": BATCHES})
-        ours = Ours(bench, endpoint, tuning, [size])
-        ours.sampler.batched = True
-        rates = {}
-        for count in BATCHES:
-            clips = [bench.clip(size, seed) for seed in range(count)]
-            try:
-                rates[count] = count / bench.seconds(functools.partial(ours.frames, clips), rounds=2)
-            except Exception as error:  # the figure is then that it does not fit
-                rates[count] = str(error)
-        figures[f"{endpoint} {size}"] = rates
-        print(
-            endpoint, size, {count: rate if isinstance(rate, str) else round(rate, 4) for count, rate in rates.items()}
-        )
-        del ours
-    return figures
-
-
-def fractions(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Clips an hour and seconds a clip of 1, 2 and 4 processes that share the device."""
-    figures: dict[str, Any] = {}
-    for endpoint, count in itertools.product(options.endpoints, FRACTIONS[: 2 if bench.tiny else None]):
-        context = multiprocessing.get_context("spawn")
-        told: Any = context.Queue()
-        start = context.Barrier(count)
-        share = 0.96 / count
-        arguments = (vars(options), endpoint, share, start, told)
-        processes = [context.Process(target=_share, args=arguments) for _ in range(count)]
-        for process in processes:
-            process.start()
-        answers = _answers(told, processes)
-        for process in processes:
-            process.join()
-        seconds = [second for answer in answers for second in answer]
-        figures[f"{endpoint} {count}"] = row = {
-            "models": count,
-            "share": share,
-            "clips_an_hour": 3600 * count / statistics.mean(seconds) if seconds else 0.0,
-            "seconds_a_clip": statistics.median(seconds) if seconds else None,
-            "failed": count - sum(map(bool, answers)),
-        }
-        print(endpoint, row)
-    return figures
-
-
-def _answers(told: Any, processes: Sequence[Any]) -> list[list[float]]:
-    """What each process says; one that died says nothing."""
-    answers: list[list[float]] = []
-    while len(answers) < len(processes):
+def _milliseconds(bench: Bench, run: Callable[[], object], only: SDPBackend, rounds: int) -> float | str:
+    """Of one call by one backend, or why it does not take the shape."""
+    with sdpa_kernel([only]):
         try:
-            answers.append(told.get(timeout=1))
-        except queue.Empty:
-            if not any(process.is_alive() for process in processes) and told.empty():
-                break
-    return answers
+            return 1000 * bench.seconds(run, rounds)
+        except RuntimeError as error:
+            return str(error).splitlines()[0]
 
 
-def _share(options: dict[str, Any], endpoint: str, share: float, start: Any, told: Any) -> None:
-    """One of the processes: its seconds of each clip, while the others compute too; none where it failed."""
-    seconds: list[float] = []
+def batches(bench: Bench, options: argparse.Namespace) -> Rows:
+    """Clips a second against the size of a batch, for each size and endpoint."""
+    sizes = SIZES if options.all_sizes else (bench.size,)
+    for endpoint, size in itertools.product(options.endpoints, sizes):
+        row = tried(functools.partial(_batches, bench, options, endpoint, size))
+        print(endpoint, size, written(row))
+        yield f"{endpoint} {size}", row
+
+
+def _batches(bench: Bench, options: argparse.Namespace, endpoint: str, size: Size) -> Row:
+    bench.make_room()
+    ours = Ours(bench, endpoint, options.tuning.model_copy(update={"warm_up": BATCHES}), [size])
+    ours.sampler.batched = True
+    row: Row = {}
+    for count in BATCHES:
+        clips = [bench.clip(size, seed) for seed in range(count)]
+        try:
+            row[str(count)] = count / bench.seconds(functools.partial(ours.frames, clips), options.rounds)
+        except Exception as error:  # the figure is then that it does not fit
+            row[str(count)] = str(error)
+    return row
+
+
+def fractions(bench: Bench, options: argparse.Namespace) -> Rows:
+    """Clips an hour and seconds a clip of processes that share the device."""
+    for endpoint, count in itertools.product(options.endpoints, options.models):
+        share = options.share or round(DIVIDED / count, 2)
+        row = tried(functools.partial(_beside_each_other, options, endpoint, count, share))
+        print(endpoint, written(row))
+        yield f"{endpoint}, {count} with {share} each", row
+
+
+def _beside_each_other(options: argparse.Namespace, endpoint: str, count: int, share: float) -> Row:
+    pipes = [_begun(_share, vars(options), endpoint, share) for _ in range(count)]
+    beginnings = [_heard(pipe) for pipe in pipes]
+    ready = [pipe for pipe, beginning in zip(pipes, beginnings, strict=True) if "error" not in beginning]
+    for pipe in ready:
+        pipe.send("go")
+    rows = [*beginnings, *(_heard(pipe) for pipe in ready)]
+    errors = [row["error"] for row in rows if "error" in row]
+    made = [row for row in rows if row.get("ended")]
+    if not made:
+        raise RuntimeError("; ".join(errors))
+    return {
+        "models": count,
+        "share": share,
+        # Each made clips from the common start on, for as long as the others did.
+        "clips_an_hour": 3600 * sum(len(row["ended"]) / row["ended"][-1] for row in made),
+        "seconds_a_clip": statistics.median(second for row in made for second in row["seconds"]),
+        "peak_gb": [row["peak_gb"] for row in made],
+        "errors": errors,
+    }
+
+
+def _begun(run: Callable[..., None], *arguments: Any) -> Connection:
+    """The line to a new process."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    context.Process(target=run, args=(*arguments, theirs), daemon=True).start()
+    theirs.close()  # so that the line is cut when the process dies
+    return ours
+
+
+def _heard(pipe: Connection) -> Row:
+    """What a process says."""
     try:
-        bench = Bench(argparse.Namespace(**options))
-        if bench.device == "cuda":
-            torch.cuda.set_per_process_memory_fraction(share)
-        ours = Ours(bench, endpoint, bench.tuning)
-        bench.forget_networks()
-        clip = bench.clip(bench.sizes[0])
-        start.wait(timeout=540)
-        for _ in range(bench.rounds):
-            began = time.perf_counter()
-            ours.run(clip)
-            seconds.append(time.perf_counter() - began)
-    except Exception as error:  # the others go on; the table says that one failed
-        print(f"{endpoint} with {share:.2f} of the device: {error}", file=sys.stderr)
-        start.abort()
-        seconds = []
-    told.put(seconds)
+        return dict(pipe.recv())
+    except EOFError:
+        return {"error": "the process died"}
 
 
-def start(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds from a process's start to ready and to its first clip, with an empty compile cache and a full one."""
-    figures: dict[str, Any] = {}
+def _share(options: dict[str, Any], endpoint: str, share: float, parent: Connection) -> None:
+    """One of the processes. It says that it is ready, is told when all are, and says what it made meanwhile."""
+    given = argparse.Namespace(**options)
+    try:
+        bench, ours = _within(given, endpoint, share)
+    except Exception as error:
+        parent.send({"error": why(error)})
+        return
+    parent.send({})
+    parent.recv()
+    parent.send(tried(lambda: {**_clips(ours, bench.clip(), given.seconds), "peak_gb": bench.peak_gb()}))
+
+
+def _within(options: argparse.Namespace, endpoint: str, share: float) -> tuple[Bench, Ours]:
+    """Ours with no more than a share of the GPU's memory, after its first clip."""
+    bench = Bench(options)
+    if bench.device == "cuda":
+        torch.cuda.set_per_process_memory_fraction(share)
+    ours = Ours(bench, endpoint, options.tuning)
+    bench.forget_networks()
+    ours.run(bench.clip())
+    return bench, ours
+
+
+def _clips(ours: Ours, clip: Clip, seconds: float) -> Row:
+    """When clips ended and how long each took, encoded beside the next one's steps as in a replica."""
+    began = time.monotonic()
+    encoding: list[tuple[float, Future[float]]] = []
+    with ThreadPoolExecutor(1) as thread:
+        while (start := time.monotonic() - began) < seconds:
+            (frames,) = ours.frames([clip])
+            encoding.append((start, thread.submit(_ended, frames, began)))
+    ended = [(start, future.result()) for start, future in encoding]
+    return {"ended": [end for _, end in ended], "seconds": [end - start for start, end in ended]}
+
+
+def _ended(frames: Any, began: float) -> float:
+    encode(frames)
+    return time.monotonic() - began
+
+
+def start(bench: Bench, options: argparse.Namespace) -> Rows:
+    """Seconds from a process's start to ready and to its first clip: cold, without a compile cache, and warm."""
     with tempfile.TemporaryDirectory() as folder:
-        for endpoint, state in itertools.product(options.endpoints, ("cold", "warm")):
-            context = multiprocessing.get_context("spawn")
-            told: Any = context.Queue()
+        for endpoint, _ in itertools.product(options.endpoints, range(options.times)):
             cache = Path(options.compile_cache or folder) / endpoint.replace("/", "--")
-            process = context.Process(
-                target=_first, args=(vars(options) | {"compile_cache": str(cache)}, endpoint, time.time(), told)
-            )
-            process.start()
-            answers = _answers(told, [process])
-            process.join()
-            figures[f"{endpoint} {state}"] = answers[0] if answers else None
-            print(endpoint, state, dict(zip(("ready", "first clip"), answers[0], strict=True)) if answers else "failed")
-    return figures
+            state = "warm" if cache.exists() else "cold"
+            row = tried(functools.partial(_start, vars(options) | {"compile_cache": cache}, endpoint))
+            print(endpoint, state, written(row))
+            yield f"{endpoint}, {state}", row
 
 
-def _first(options: dict[str, Any], endpoint: str, began: float, told: Any) -> None:
-    bench = Bench(argparse.Namespace(**options))
-    ours = Ours(bench, endpoint, bench.tuning)
+def _start(options: dict[str, Any], endpoint: str) -> Row:
+    row = _heard(_begun(_first, options, endpoint, time.time()))
+    if "error" in row:
+        raise RuntimeError(row["error"])
+    return row
+
+
+def _first(options: dict[str, Any], endpoint: str, began: float, parent: Connection) -> None:
+    given = argparse.Namespace(**options)
+    bench = Bench(given)
+    ours = Ours(bench, endpoint, given.tuning)
     bench.synchronise()
     ready = time.time() - began
-    ours.run(bench.clip(bench.sizes[0]))
-    told.put([ready, time.time() - began])
+    ours.run(bench.clip())
+    parent.send({"ready": ready, "first clip": time.time() - began})
 
 
-COMMANDS: dict[str, Callable[[Bench, argparse.Namespace], dict[str, Any]]] = {
+def written(row: Row) -> str:
+    """A row as text."""
+    return ", ".join(
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+    )
+
+
+COMMANDS: dict[str, Callable[[Bench, argparse.Namespace], Rows]] = {
     "compare": compare,
     "ablate": ablate,
+    "decode": decode,
     "attention": attention,
     "batches": batches,
     "fractions": fractions,
     "start": start,
 }
+MAKE_CLIPS = ("compare", "ablate", "batches", "fractions", "start")
+TUNED = ("compare", "batches", "fractions", "start")
+REPEATED = ("compare", "ablate", "decode", "attention", "batches")
 
 
 def command_line() -> argparse.ArgumentParser:
-    """What may be said on it."""
+    """What may be said on it. A command takes what it has a use for, and refuses the rest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("--endpoints", nargs="+", choices=ENDPOINTS, default=list(ENDPOINTS))
-    parser.add_argument("--size", default=str(SIZES[0]))
-    parser.add_argument("--all-sizes", action="store_true", help="batches: of the other sizes, too")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, help="ablate: only these")
-    parser.add_argument("--tuning", help="JSON, as under `tuning` in serve_config.yaml")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--weights", type=Path, help="a checkpoint in diffusers' layout; random weights without one")
-    parser.add_argument("--variant", help="of the checkpoint's files, such as fp16")
-    parser.add_argument("--compile-cache", help="a directory for what is compiled")
-    parser.add_argument("--profile", help="compare: a directory for torch.profiler's traces")
-    parser.add_argument("--json", type=Path, help="a file for the figures")
-    parser.add_argument("--cpu", action="store_true")
-    parser.add_argument("--tiny", action="store_true", help="the small weights that ship, at 112x64")
+    commands = parser.add_subparsers(dest="command", required=True)
+    of = {name: commands.add_parser(name, help=(run.__doc__ or "").splitlines()[0]) for name, run in COMMANDS.items()}
+    for command in of.values():
+        command.set_defaults(steps=None, references=None)
+        command.add_argument("--size", type=Size.parse, help=f"{SIZE} unless said; with --tiny {TINY_SIZE}")
+        command.add_argument("--weights", type=Path, help="a checkpoint in diffusers' layout; random ones without it")
+        command.add_argument("--variant", help="of the checkpoint's files, such as fp16")
+        command.add_argument("--compile-cache", type=Path, help="a directory for what is compiled")
+        command.add_argument("--json", type=Path, help="a file for the figures")
+        command.add_argument("--cpu", action="store_true")
+        command.add_argument("--tiny", action="store_true", help="the small weights that ship")
+    for name in MAKE_CLIPS:
+        of[name].add_argument("--endpoints", nargs="+", choices=ENDPOINTS, default=list(ENDPOINTS))
+        of[name].add_argument("--steps", type=int, help="of every clip; as the endpoint has them unless said")
+    for name in TUNED:
+        of[name].add_argument("--tuning", type=Tuning.model_validate_json, help="JSON, as in serve_config.yaml")
+    for name in REPEATED:
+        of[name].add_argument("--rounds", type=int, default=3)
+    for name in ("compare", "ablate"):
+        of[name].add_argument("--references", type=Path, help="a directory for clips' latents in float32")
+    of["compare"].add_argument("--sides", nargs="+", choices=SIDES)
+    of["compare"].add_argument("--profile", type=Path, help="a directory for torch.profiler's traces of ours")
+    of["ablate"].add_argument("--parts", nargs="+", choices=PARTS)
+    of["decode"].add_argument("--dtypes", nargs="+", choices=get_args(Precision), default=["bfloat16", "float16"])
+    of["decode"].add_argument("--chunks", nargs="+", type=int, default=[5, 8, 14, FRAMES])
+    of["batches"].add_argument("--all-sizes", action="store_true", help=f"at {', '.join(map(str, SIZES))}")
+    of["fractions"].add_argument("--models", nargs="+", type=int, default=MODELS, help="how many at once")
+    of["fractions"].add_argument(
+        "--share", type=float, help=f"of each; {DIVIDED} of the GPU in equal parts unless said"
+    )
+    of["fractions"].add_argument("--seconds", type=float, default=60.0, help="how long they make clips")
+    of["start"].add_argument("--times", type=int, default=2)
     return parser
+
+
+def understood(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What was said, with what goes without saying. A compiler would be all that a tiny run shows, so it has none."""
+    options = command_line().parse_args(arguments)
+    if "tuning" in options and not options.tuning:
+        options.tuning = BEST.model_copy(update={"compile": None}) if options.tiny else BEST
+    if "sides" in options:
+        options.sides = options.sides or [side for side in SIDES if not (options.tiny and side == "stock compiled")]
+    if "parts" in options:
+        options.parts = options.parts or [part for part, of in PARTS.items() if not (options.tiny and of.compile)]
+    return options
+
+
+def about(options: argparse.Namespace) -> Row:
+    """What figures were measured with."""
+    return {
+        "options": vars(options),
+        "torch": torch.__version__,
+        "cpus": os.cpu_count(),
+        "device": "cpu" if options.cpu else torch.cuda.get_device_name(),
+        "commit": commit(),
+    }
+
+
+def commit() -> str | None:
+    """Of this checkout; None where it is not one, or there is no git."""
+    git = shutil.which("git")
+    if not git:
+        return None
+    words = [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    done = subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and print its figures."""
-    options = command_line().parse_args(arguments)
-    figures = COMMANDS[options.command](Bench(options), options)
-    if options.json:
-        about = {"command": options.command, "torch": torch.__version__, "cpus": os.cpu_count()}
-        about["device"] = torch.cuda.get_device_name() if not options.cpu else "cpu"
-        options.json.write_text(json.dumps(about | {"figures": figures}, indent=2))
+    options = understood(arguments)
+    figures: dict[str, Row] = {}
+    document = about(options) | {"figures": figures}
+    for name, row in COMMANDS[options.command](Bench(options), options):
+        figures[name] = row
+        if options.json:
+            draft = options.json.with_suffix(".part")  # nobody is left with half a file
+            draft.write_text(json.dumps(document, indent=2, default=plain))
+            draft.replace(options.json)
+    if failed := [name for name, row in figures.items() if "error" in row]:
+        sys.exit(f"failed: {'; '.join(failed)}")
+
+
+def plain(value: object) -> object:
+    """What JSON has no word for."""
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
 
 
 if __name__ == "__main__":
