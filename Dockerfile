@@ -23,10 +23,11 @@ RUN PIP_CONSTRAINT=constraints.txt pip wheel --no-deps --wheel-dir /dist . \
 
 FROM docker.io/library/python:3.11.14-slim-bookworm
 
+# gcc and libc6-dev are for `tuning.compile`: Triton builds what launches its kernels as it goes.
 # Debian keeps no old versions that could be named, so the base's date is what fixes these.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends ca-certificates ffmpeg libseccomp2 \
+ && apt-get install --yes --no-install-recommends ca-certificates ffmpeg gcc libc6-dev libseccomp2 \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --gid 10001 svd && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin svd
 

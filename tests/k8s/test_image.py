@@ -69,7 +69,7 @@ def test_it_runs_as_the_user_of_the_pods(manifests: Build) -> None:
 
 def test_what_the_service_needs_of_the_system_is_in_it() -> None:
     (installed,) = [run for run in instructions("RUN") if "apt-get install" in run]
-    assert {"ca-certificates", "ffmpeg", "libseccomp2"} <= set(installed.split())
+    assert {"ca-certificates", "ffmpeg", "gcc", "libc6-dev", "libseccomp2"} <= set(installed.split())
 
 
 class Health(BaseHTTPRequestHandler):
