@@ -24,8 +24,7 @@ from pydantic_core import PydanticCustomError
 from deployments.metrics import OUT_OF_MEMORY
 from deployments.models.checkpoints import Checkpoint, Part, controlnet_part, svd_parts
 from deployments.models.size import Size as Size
-from deployments.models.size import SizeField
-from deployments.models.tuning import Tuning
+from deployments.models.tuning import SizeField, Tuning
 from deployments.web import LONGEST_URL
 
 if TYPE_CHECKING:

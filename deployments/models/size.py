@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Self
-
-from pydantic import BeforeValidator, PlainSerializer
+from typing import Self
 
 
 @dataclass(frozen=True, order=True)
@@ -31,7 +29,3 @@ class Size:
         if not (width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
             raise ValueError(f"a size is written WIDTHxHEIGHT in pixels, not {text!r}")
         return cls(int(width), int(height))
-
-
-SizeField = Annotated[Size, BeforeValidator(Size.parse), PlainSerializer(str)]
-"""A size in a configuration."""

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-from deployments.models.size import SizeField
+from deployments.models.size import Size
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Precision = Literal["float32", "bfloat16", "float16"]
+
+SizeField = Annotated[Size, BeforeValidator(Size.parse), PlainSerializer(str)]
+"""A size in a configuration; here, as the decoder's child reads ``size`` and shall not load pydantic."""
 
 MOST_SHAPES = 256
 """How many shapes of its input a network may be compiled for; torch gives up after 8 unless told."""

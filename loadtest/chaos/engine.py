@@ -20,11 +20,11 @@ from deployments.models.base import (
     ImageToVideoInput,
     Keep,
     Plan,
-    SizeField,
     VideoConfig,
     VideoInput,
     VideoModel,
 )
+from deployments.models.tuning import SizeField
 from loadtest.chaos.journal import Journal
 from loadtest.chaos.payload import FAILS, FRAMES, HANGS, POISON, Payload, colour_of, paint
 

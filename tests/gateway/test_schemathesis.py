@@ -41,9 +41,10 @@ PUBLIC = {
     *("/", "/health/live", "/health/ready", "/llms.txt", "/docs/llms.txt", "/.well-known/jwks.json", "/v1/meta"),
     "/favicon.ico",
     *("/models/{endpoint_id}", "/models/{endpoint_id}/api", "/models/{endpoint_id}/llms.txt", "/v1/models"),
-    *("/api/openapi/queue/openapi.json", "/files/{key}"),
+    *("/api/openapi/queue/openapi.json", "/files/{key}", "/operator", "/playground/key"),
 }
-"""What needs no key: documents, signs of life, and files, which are read by their names and written by signed URLs."""
+"""What needs no key: documents, pages, signs of life, and files, which are read by their names and written by signed
+URLs. The key of the service's own user is given to their browser alone: ``test_same_user.py``."""
 
 NOTHING = {"/v1/{path}"}
 """What is not there, whoever asks."""
