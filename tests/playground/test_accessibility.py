@@ -107,13 +107,18 @@ async def operator(playground: Playground) -> None:
     await playground.page.locator(".endpoint-card").first.wait_for()
 
 
+async def mistyped(playground: Playground) -> None:
+    playground.expect("404")
+    await playground.page.goto(f"{playground.server.url}/models/fal-ai/sdv")
+
+
 async def document(playground: Playground) -> None:
     await playground.page.goto(f"{playground.server.url}/models/{FAST}/api")
 
 
 STATES: list[Callable[[Playground], Awaitable[None]]] = [
     *[empty, chosen, painting, prompt, wrong, running, cancelled, done, code],
-    *[swept, history, compared, key, operator, document],
+    *[swept, history, compared, key, operator, mistyped, document],
 ]
 
 

@@ -109,7 +109,5 @@ async def test_a_mistyped_page_leads_to_what_there_is(lit: Playground) -> None:
     lit.expect("404")
     await page.goto(f"{lit.server.url}/models/fal-ai/sdv")
     await page.get_by_role("heading", name="There is no such endpoint").wait_for()
-    assert await lit.violations() == []
-    await lit.picture("missing")
     await page.locator(".endpoints a").first.click()
     await page.wait_for_selector("html[data-ready]")
