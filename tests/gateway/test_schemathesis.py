@@ -41,13 +41,13 @@ PUBLIC = {
     *("/", "/health/live", "/health/ready", "/llms.txt", "/docs/llms.txt", "/.well-known/jwks.json", "/v1/meta"),
     "/favicon.ico",
     *("/models/{endpoint_id}", "/models/{endpoint_id}/api", "/models/{endpoint_id}/llms.txt", "/v1/models"),
-    *("/api/openapi/queue/openapi.json", "/files/{key}", "/operator", "/playground/key"),
+    *("/api/openapi/queue/openapi.json", "/files/{key}", "/operator"),
 }
 """What needs no key: documents, pages, signs of life, and files, which are read by their names and written by signed
-URLs. The key of the service's own user is given to their browser alone: ``test_same_user.py``."""
+URLs."""
 
-NOTHING = {"/v1/{path}"}
-"""What is not there, whoever asks."""
+NOTHING = {"/v1/{path}", "/playground/key"}
+"""What is not there, whoever asks; the second is, for a browser of the service's own user (``test_same_user.py``)."""
 
 BODIES: dict[str, type[BaseModel]] = {
     "POST /storage/upload/initiate": Initiate,
