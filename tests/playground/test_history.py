@@ -42,7 +42,7 @@ async def test_past_requests_are_shown_found_and_opened(playground: Playground) 
     await find(playground, mark, 1)
     await playground.until("document.querySelector('.thumb video').readyState >= 1")
     await page.locator("#filter-status").select_option("error")
-    await page.get_by_text("Nothing matches").wait_for()
+    await page.get_by_text("Nothing matches", exact=True).wait_for()
     await page.locator("#filter-status").select_option("success")
     await page.locator("#filter-endpoint").select_option(TEXT_TO_VIDEO)
     await find(playground, mark, 1)
@@ -107,7 +107,7 @@ async def test_a_key_that_has_made_nothing_is_told_so(playground: Playground) ->
     await playground.open_with_key(FAST, f"#key={made['key_id']}:{made['key_secret']}")
     await playground.page.locator("#to-history").click()
 
-    await playground.page.get_by_text("Nothing made yet").wait_for()
+    await playground.page.get_by_text("Nothing made yet", exact=True).wait_for()
     await playground.picture("history-empty")
 
 
@@ -167,7 +167,7 @@ async def test_nothing_of_a_history_stays_when_its_key_is_forgotten(lit: Playgro
     await page.locator("#key-button").click()
     await page.locator("#forget").click()
 
-    await page.get_by_text("A key is needed").wait_for()
+    await page.get_by_text("A key is needed", exact=True).wait_for()
     assert await page.locator(".past-item, .comparison").count() == 0
     assert await page.locator("#tray").is_hidden()
 
