@@ -329,6 +329,7 @@ async def test_a_key_is_entered_remembered_only_when_asked_and_forgotten(browser
         playground.expect("/playground/key")
         await playground.open(FAST)
         await page.locator(".example").first.click()
+        await page.locator(".example[aria-pressed=true]").wait_for()  # it is loaded first
         await page.locator("#run").click()
         await page.get_by_text("Making a video needs a key.").wait_for()
         await playground.picture("key")

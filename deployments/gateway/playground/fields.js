@@ -27,7 +27,7 @@ export function shell(name, property, control, { reset, help = property.descript
 }
 
 /** Say what is wrong within an element that has a place for it, or that nothing is. Who hears the page is told, too. */
-export function mark(element, problem) {
+function mark(element, problem) {
   const place = element.querySelector(".field-problem");
   place.textContent = problem ?? "";
   place.hidden = !problem;
