@@ -1,0 +1,238 @@
+"""The networks that are trained: stock classes of small widths, and how a CPU computes them faster."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
+    UNet2DConditionModel,
+    UNetSpatioTemporalConditionModel,
+)
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
+from torch import nn
+from torch.nn import functional
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from deployments.models.networks import DepthControlNet, OneTokenAttention
+
+LATENT_CHANNELS = 32
+"""Six numbers of a picture become one: photographs of this size are all edges, and four channels lose them."""
+
+VAE_WIDTHS = (96, 64, 64, 96)
+"""At both ends three channels in each group of the last norm, so that a number goes through it as it is."""
+
+UNET_WIDTHS = (96, 96)
+"""Every group norm has 32 groups; with three channels in each, ``begin_copying`` finds room for a latent."""
+
+PAINTER_WIDTHS = (64, 96)
+"""The same of single pictures."""
+
+MAP_WIDTHS = (8, 16, 32, 32)
+"""What depth maps go through while they are halved three times."""
+
+BESIDE = 12.0
+"""A constant that is large beside latents in units of their spread."""
+
+EMBEDDING = 32
+"""Width of the picture's embedding."""
+
+WORDS = 64
+"""Width of a word's."""
+
+
+def video_vae() -> AutoencoderKLTemporalDecoder:
+    """A temporal VAE: 8 pixels a latent."""
+    vae = AutoencoderKLTemporalDecoder(
+        down_block_types=("DownEncoderBlock2D",) * len(VAE_WIDTHS),
+        block_out_channels=VAE_WIDTHS,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        sample_size=64,
+        scaling_factor=1.0,
+    )
+    begin_plain(vae)
+    return vae
+
+
+def image_vae(video: Mapping[str, torch.Tensor]) -> AutoencoderKL:
+    """The same for single pictures. It begins with what the decoder of clips, ``video``, does to each frame."""
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(VAE_WIDTHS),
+        up_block_types=("UpDecoderBlock2D",) * len(VAE_WIDTHS),
+        block_out_channels=VAE_WIDTHS,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        sample_size=64,
+        scaling_factor=1.0,
+    )
+    begin_plain(vae)
+    nn.init.dirac_(vae.post_quant_conv.weight)
+    nn.init.zeros_(vae.post_quant_conv.bias)
+    known = {name.replace("spatial_res_block.", ""): value for name, value in video.items()}
+    vae.load_state_dict({name: known.get(name, value) for name, value in vae.state_dict().items()})
+    return vae
+
+
+@torch.no_grad()
+def begin_plain(network: nn.Module) -> None:
+    """Let every residual branch add nothing at first, which is where training is fastest."""
+    module: Any
+    for module in network.modules():
+        last = module.conv2 if isinstance(module, (ResnetBlock2D, TemporalResnetBlock)) else None
+        last = module.to_out[0] if isinstance(module, Attention) else last
+        if last is not None:
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+
+class FlatConvolution(nn.Conv3d):
+    """A convolution along time alone, computed with height and width as one axis: torch's faster code on a CPU."""
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        """From [B, C, F, H, W] to [B, C', F', H, W]."""
+        weight, padding = self.weight.squeeze(-1), (int(self.padding[0]), 0)
+        flat = functional.conv2d(clips.flatten(3), weight, self.bias, padding=padding)
+        return flat.reshape(*flat.shape[:3], *clips.shape[3:])
+
+
+def flatten_time(network: nn.Module) -> None:
+    """Compute every convolution that spans time alone as a ``FlatConvolution``; the parameters stay what they are."""
+    module: Any
+    for module in network.modules():
+        if type(module) is nn.Conv3d and module.kernel_size[1:] == (1, 1):
+            module.__class__ = FlatConvolution
+
+
+def attend_to_one_token(network: nn.Module) -> None:
+    """Spare every cross-attention its queries: all that it sees is one token, the picture's, so its answer is that."""
+    module: Any
+    for module in network.modules():
+        if getattr(module, "attn2", None) is not None:
+            module.attn2.set_processor(OneTokenAttention())
+
+
+def video_unet() -> UNetSpatioTemporalConditionModel:
+    """SVD's UNet with two levels."""
+    unet = UNetSpatioTemporalConditionModel(
+        sample_size=18,
+        in_channels=2 * LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal"),
+        up_block_types=("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal"),
+        block_out_channels=UNET_WIDTHS,
+        addition_time_embed_dim=EMBEDDING,
+        projection_class_embeddings_input_dim=3 * EMBEDDING,
+        layers_per_block=1,
+        cross_attention_dim=EMBEDDING,
+        num_attention_heads=3,
+        num_frames=14,
+    )
+    begin_plain(unet)
+    return unet
+
+
+def depth_controlnet(unet: UNetSpatioTemporalConditionModel) -> DepthControlNet:
+    """The ControlNet of a UNet; it begins with what the UNet's encoder has learnt, and adds nothing."""
+    names = set(inspect.signature(DepthControlNet.__init__).parameters) - {"self"}
+    network: DepthControlNet = DepthControlNet(
+        conditioning_embedding_out_channels=MAP_WIDTHS,
+        **{name: unet.config[name] for name in names & unet.config.keys()},
+    )
+    known = unet.state_dict()
+    network.load_state_dict({name: known.get(name, value) for name, value in network.state_dict().items()})
+    for parameter in network.controlnet_cond_embedding.conv_out.parameters():
+        nn.init.normal_(parameter, std=0.1)  # two zeros behind each other would learn slowly
+    return network
+
+
+@torch.no_grad()
+def begin_copying(unet: UNetSpatioTemporalConditionModel, spread: torch.Tensor) -> None:
+    """Let a UNet answer at first that every frame is the picture, which is nearly right: what it learns is what moves.
+
+    The picture goes into the first skip, from there past the last block, and out. The last norm would take away how
+    strong a channel is, so each goes with its negative and a large constant, as in ``Patches.install``.
+
+    Args:
+        unet: As ``begin_plain`` leaves it, with three channels in each group of its last norm.
+        spread: Standard deviation of each latent channel, [C].
+    """
+    count, channel = len(spread), torch.arange(len(spread))
+    signal, negative, constant = 3 * channel, 3 * channel + 1, 3 * channel + 2
+    unet.conv_in.weight[:count] = 0
+    unet.conv_in.weight[channel, count + channel, 1, 1] = 1 / spread
+    unet.conv_in.bias[:count] = 0
+    past = unet.up_blocks[-1].resnets[-1].spatial_res_block.conv_shortcut
+    skip = past.in_channels - unet.conv_in.out_channels
+    past.weight[: 3 * count] = 0
+    past.weight[signal, skip + channel], past.weight[negative, skip + channel] = 1.0, -1.0
+    past.bias[: 3 * count] = 0
+    past.bias[constant] = BESIDE
+    unet.conv_norm_out.weight[: 3 * count] = BESIDE * 2**0.5 / 3
+    unet.conv_norm_out.bias[: 3 * count] = 5 * BESIDE / 6
+    nn.init.zeros_(unet.conv_out.weight)
+    unet.conv_out.weight[channel, signal, 1, 1] = -spread / 2
+    unet.conv_out.weight[channel, negative, 1, 1] = spread / 2
+    nn.init.zeros_(unet.conv_out.bias)
+
+
+def image_unet() -> UNet2DConditionModel:
+    """Stable Diffusion's UNet with two levels, both of which see the words."""
+    unet = UNet2DConditionModel(
+        sample_size=18,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        block_out_channels=PAINTER_WIDTHS,
+        layers_per_block=1,
+        cross_attention_dim=WORDS,
+        attention_head_dim=(2, 3),  # heads, in spite of the name
+    )
+    begin_plain(unet)
+    nn.init.zeros_(unet.conv_out.weight)
+    return unet
+
+
+def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """CLIP's text half."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WORDS,
+            intermediate_size=2 * WORDS,
+            projection_dim=WORDS,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def image_encoder() -> CLIPVisionModelWithProjection:
+    """CLIP's picture half; what the UNet needs of the picture it sees in the latents."""
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=EMBEDDING,
+            intermediate_size=2 * EMBEDDING,
+            projection_dim=EMBEDDING,
+            num_hidden_layers=2,
+            num_attention_heads=1,
+            image_size=224,
+            patch_size=32,
+        )
+    )

@@ -1,0 +1,278 @@
+"""The temporal VAE: pictures to latents and back.
+
+    pictures ──▶ principal components of patches ──▶ encoder, which computes just those ──▶ decoder, which is trained
+
+The encoder is not trained. The best linear one follows from the pictures in seconds; it fits into the stock class; and
+the UNet can be trained as soon as it is known, while the decoder is trained beside it. A linear encoder has another
+virtue: latents of a picture that moves depend linearly on those around them, which a small UNet learns soon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional
+
+from deployments.models.size import Size
+from training.clips import FRAMES, make_clip
+from training.loop import Loss, Recipe, contact_sheet
+from training.networks import BESIDE, LATENT_CHANNELS
+from training.scenes import draw_scene
+
+CROP = Size(64, 64)
+
+CLIPS, TOGETHER = 4, 3
+"""Clips a step, and frames in each, while the decoder learns."""
+
+STILLS = 8
+"""Scenes a step, while that of single pictures learns; of other pictures there are half as many."""
+
+LARGE, STRAIGHT = 128.0, 32.0
+"""The constant beside the encoder's numbers, which are up to about 14; and where its SiLU is straight."""
+
+LOG_VARIANCE = -5.0
+"""Of the noise on latents that the decoder learns to bear."""
+
+EDGES = 0.5
+"""Weight of the error of differences between neighbours."""
+
+
+@dataclass(frozen=True)
+class Patches:
+    """The principal components of patches of 8 by 8 pixels: what the encoder computes.
+
+    Attributes:
+        fine: Of the 48 numbers of a patch of 4 by 4 pixels, [48, 48].
+        coarse: From four times those to a latent, [C, 192].
+        offset: Of the latents, [C].
+        inverse: From a latent to a patch, [192, C]; the best that is linear.
+        mean: Of the patches, [192].
+    """
+
+    fine: torch.Tensor
+    coarse: torch.Tensor
+    offset: torch.Tensor
+    inverse: torch.Tensor
+    mean: torch.Tensor
+
+    @classmethod
+    def of(cls, pictures: np.ndarray, count: int = 2000, channels: int = LATENT_CHANNELS) -> Patches:
+        """Those of some pictures [N, S, S, 3].
+
+        Between equal variances, with which what is small would count as much as what is large, and the variances of
+        pixels: the root of each component's spread is left to it, and the mean variance is 1.
+        """
+        rng = np.random.default_rng(0)
+        crops = np.stack([_crop(pictures[int(rng.integers(len(pictures)))], rng) for _ in range(count)])
+        whole = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
+        quarters = _split(_split(whole))
+        fine = _components(quarters, 48)[0]
+        coarse, spread = _components(_split(_mixed(quarters, fine)), channels)
+        scale = 0.85 * spread.rsqrt() / spread.mean().sqrt()  # photographs have more contrast than what is drawn
+        coarse = coarse * scale[:, None]
+        made = _mixed(_split(_mixed(quarters, fine)), coarse).permute(0, 2, 3, 1).flatten(0, 2)
+        patches = _split(quarters).permute(0, 2, 3, 1).flatten(0, 2)
+        mean = patches.mean(0)
+        centred = made - made.mean(0)
+        inverse = torch.linalg.lstsq(centred, patches - mean).solution.T
+        return cls(fine, coarse, -made.mean(0), inverse, mean)
+
+    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Latents [N, C, h, w] of pictures [N, 3, H, W] in -1..1: what the VAE's encoder answers, sooner."""
+        latents = _mixed(_split(_mixed(_split(_split(pictures)), self.fine)), self.coarse)
+        return latents + self.offset[:, None, None]
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures from latents, patch by patch."""
+        patches = _mixed(latents, self.inverse) + self.mean[:, None, None]
+        for _ in range(3):
+            patches = functional.pixel_shuffle(patches, 2)
+        return patches
+
+    @torch.no_grad()
+    def install(self, vae: Any) -> None:
+        """Make a VAE's encoder compute this, whose residual branches add nothing.
+
+        Its last norm would take away how bright a picture is. A group of three channels that holds a number, the
+        number's negative and a large constant has always about the same mean and spread, and far above 0 the SiLU
+        behind it is straight.
+        """
+        encoder, count = vae.encoder, len(self.offset)
+        convolutions = [encoder.conv_in, *(block.downsamplers[0].conv for block in encoder.down_blocks[:-1])]
+        shortcuts = [resnet.conv_shortcut for block in encoder.down_blocks for resnet in block.resnets]
+        for layer in [*convolutions, *filter(None, shortcuts), encoder.conv_out, vae.quant_conv]:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        first, half, quarter, eighth = convolutions
+        first.weight[:3, :, 1, 1] = torch.eye(3)
+        for layer, matrix in ((half, torch.eye(12)), (quarter, self.fine), (eighth, self.coarse)):
+            layer.weight[: len(matrix), : matrix.shape[1] // 4, :2, :2] = matrix.reshape(len(matrix), -1, 2, 2)
+        eighth.bias[:count] = self.offset
+        narrower, widest = filter(None, shortcuts)
+        nn.init.eye_(narrower.weight[..., 0, 0])
+        signal, negative = torch.arange(count) * 3, torch.arange(count) * 3 + 1
+        widest.weight[signal, torch.arange(count)] = 1
+        widest.weight[negative, torch.arange(count)] = -1
+        widest.bias[negative + 1] = LARGE
+        spread = LARGE * 2**0.5 / 3
+        nn.init.constant_(encoder.conv_norm_out.weight, 2 * spread)
+        nn.init.constant_(encoder.conv_norm_out.bias, STRAIGHT + 2 * LARGE / 3)
+        encoder.conv_out.weight[torch.arange(count), signal, 1, 1] = 0.25
+        encoder.conv_out.weight[torch.arange(count), negative, 1, 1] = -0.25
+        vae.quant_conv.weight[:count, :count, 0, 0] = torch.eye(count)
+        vae.quant_conv.bias[count:] = LOG_VARIANCE
+
+
+@torch.no_grad()
+def begin_decoding(decoder: Any, patches: Patches, pictures: np.ndarray, count: int = 150) -> None:
+    """Let the decoder of clips begin with the best that is linear, so that what it learns is what is not.
+
+    Each of its three doublings is a convolution over doubled pixels. Fitted by least squares one after the other, they
+    take the latents to what patches of 4 by 4 pixels were, those to patches of 2 by 2, and those to pixels.
+
+    Args:
+        decoder: As ``begin_plain`` leaves it.
+        patches: What the encoder computes.
+        pictures: uint8 [N, S, S, 3].
+        count: How many crops are fitted.
+    """
+    rng = np.random.default_rng(1)
+    crops = np.stack([_crop(pictures[int(rng.integers(len(pictures)))], rng) for _ in range(count)])
+    wanted = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
+    known = patches.encode(wanted)
+    nn.init.dirac_(decoder.conv_in.weight[: known.shape[1]])
+    nn.init.zeros_(decoder.conv_in.bias)
+    steps = [_mixed(_split(_split(wanted)), patches.fine), _split(wanted), wanted]
+    for block, step in zip(decoder.up_blocks, steps, strict=False):
+        convolution, inside = block.upsamplers[0].conv, known.shape[1]
+        weight, bias = _fit(functional.interpolate(known, scale_factor=2.0), step)
+        convolution.weight[: len(weight)] = 0
+        convolution.weight[: len(weight), :inside] = weight
+        convolution.bias[: len(weight)] = bias
+        known = functional.conv2d(functional.interpolate(known, scale_factor=2.0), weight, bias, padding=1)
+    narrower, widest = (decoder.up_blocks[index].resnets[0].spatial_res_block.conv_shortcut for index in (1, 3))
+    nn.init.eye_(narrower.weight[..., 0, 0])
+    nn.init.zeros_(narrower.bias)
+    colour = torch.arange(3)
+    widest.weight[:9], widest.bias[:9] = 0, 0
+    widest.weight[3 * colour, colour], widest.weight[3 * colour + 1, colour] = 1.0, -1.0
+    widest.bias[3 * colour + 2] = BESIDE
+    decoder.conv_norm_out.weight[:9] = BESIDE * 2**0.5 / 3
+    decoder.conv_norm_out.bias[:9] = 5 * BESIDE / 6
+    nn.init.zeros_(decoder.conv_out.weight)
+    nn.init.zeros_(decoder.conv_out.bias)
+    decoder.conv_out.weight[colour, 3 * colour, 1, 1] = 0.5
+    decoder.conv_out.weight[colour, 3 * colour + 1, 1, 1] = -0.5
+    nn.init.dirac_(decoder.time_conv_out.weight)
+    nn.init.zeros_(decoder.time_conv_out.bias)
+
+
+def _fit(images: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kernels [C', C, 3, 3] and bias [C'] of the convolution of images that comes nearest to what is wanted."""
+    channels = images.shape[1]
+    squares, products = torch.zeros(()), torch.zeros(())
+    for image, goal in zip(images.split(10), wanted.split(10), strict=True):
+        seen = functional.unfold(image, 3, padding=1).transpose(1, 2).flatten(0, 1)
+        seen = torch.cat([seen, torch.ones(len(seen), 1)], dim=1)
+        squares = squares + seen.T @ seen
+        products = products + seen.T @ goal.flatten(2).transpose(1, 2).flatten(0, 1)
+    ridge = 1e-4 * squares.diagonal().mean() * torch.eye(len(squares))
+    solution = torch.linalg.solve(squares + ridge, products).T
+    return solution[:, :-1].reshape(-1, channels, 3, 3), solution[:, -1]
+
+
+def _split(images: torch.Tensor) -> torch.Tensor:
+    """Four neighbours' channels as one's, at half the size."""
+    return functional.pixel_unshuffle(images, 2)
+
+
+def _mixed(images: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix [C', C] times each pixel's channels."""
+    return functional.conv2d(images, matrix[..., None, None])
+
+
+def _components(images: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest principal components of pixels' channels [count, C], largest first, and their spreads."""
+    pixels = images.permute(0, 2, 3, 1).flatten(0, 2)
+    variances, directions = torch.linalg.eigh(torch.cov(pixels.T))
+    return directions.T.flip(0)[:count], variances.flip(0)[:count].sqrt()
+
+
+def _crop(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    y, x = rng.integers(0, len(picture) - CROP.height, 2)
+    return picture[y : y + CROP.height, x : x + CROP.width]
+
+
+Batch = Callable[[np.random.Generator], torch.Tensor]
+"""Draws what a step sees: frames [N, 3, H, W] in -1..1."""
+
+
+def decoder_loss(vae: Any, batch: Batch, decode: Callable[[torch.Tensor], Any], recipe: Recipe) -> Loss:
+    """What a step of the decoder is to lessen; the encoder stays as it is."""
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+
+    def loss(step: int) -> torch.Tensor:
+        rng = recipe.generator(step)
+        wanted = batch(rng).to(recipe.device)
+        torch.manual_seed(int(rng.integers(2**31)))
+        with torch.no_grad():
+            latents = vae.encode(wanted).latent_dist.sample()
+        return _error(decode(latents).sample, wanted)
+
+    return loss
+
+
+def clips_of(pictures: np.ndarray) -> Batch:
+    """Some frames of some clips, each ``TOGETHER`` after each other."""
+    return lambda rng: torch.cat([_frames(pictures, rng) for _ in range(CLIPS)])
+
+
+def stills_of(pictures: np.ndarray) -> Batch:
+    """Scenes, and crops of pictures."""
+
+    def batch(rng: np.random.Generator) -> torch.Tensor:
+        scenes = [draw_scene(rng, CROP)[1] for _ in range(STILLS)]
+        crops = [_crop(pictures[int(rng.integers(len(pictures)))], rng) for _ in range(STILLS // 2)]
+        return torch.from_numpy(np.stack([*scenes, *crops])).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    return batch
+
+
+def _error(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Of pixels and of their differences."""
+    error = made.float() - wanted
+    return _size(error) + EDGES * (_size(error.diff(dim=-1)) + _size(error.diff(dim=-2)))
+
+
+def vae_sheet(pictures: torch.Tensor, decode: Callable[[torch.Tensor], Any]) -> Callable[[Any], Image.Image]:
+    """Draw pictures [N, 3, H, W] above what comes back, each decoded for itself."""
+
+    @torch.no_grad()
+    def sheet(vae: Any) -> Image.Image:
+        latents = vae.encode(pictures.to(vae.device)).latent_dist.mode()
+        made = torch.cat([decode(each[None]).sample for each in latents])
+        return contact_sheet([pictures, made.clamp(-1, 1).cpu()])
+
+    return sheet
+
+
+def psnr(made: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Peak signal to noise ratio in dB of values in -1..1."""
+    return float(10 * torch.log10(4 / (made - wanted).square().mean()))
+
+
+def _frames(pictures: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+    """Some frames of a clip, at one of several speeds."""
+    clip = make_clip(pictures, rng, CROP).frames
+    return clip[:: int(rng.integers(1, FRAMES // TOGETHER + 1))][:TOGETHER]
+
+
+def _size(error: torch.Tensor) -> torch.Tensor:
+    return error.abs().mean()

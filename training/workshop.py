@@ -1,0 +1,219 @@
+"""What is made from what, and where it is kept.
+
+    pictures.npy ──▶ patches ──▶ decoder.pt
+                       └──▶ bank/ ──▶ unet.pt ──▶ control.pt
+
+Each of these is made when it is first asked for, from those before it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deployments.models.networks import VideoUNet
+from deployments.models.vision import Normalisation, encoder_pixels
+from training import networks
+from training.bank import Bank
+from training.clips import Clip, make_clip, make_led_clip
+from training.control import control_sheet, led
+from training.layout import write_depth, write_svd, write_text_to_image
+from training.loop import Loss, Recipe, Sheet, Training
+from training.painter import Painter, painter_loss, painter_sheet, tokenizer
+from training.pictures import draw
+from training.unet import SHARD, asking, clip_maker, unet_loss, unet_sheet
+from training.vae import TOGETHER, Patches, begin_decoding, clips_of, decoder_loss, stills_of, vae_sheet
+
+CLIP_NORMALISATION = Normalisation(224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+SEEDS = {"image_encoder": 1, "unet": 2, "decoder": 3, "control": 4, "painter": 5, "still_decoder": 6}
+"""What each network's first weights are drawn from."""
+
+HELD_OUT = 1_000_000
+"""Pictures from this seed on are never learnt from."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything.
+
+    Attributes:
+        pictures: Drawn to learn from.
+        shard: Clips of a bank that are made at a time.
+        recipes: How each network is trained.
+    """
+
+    pictures: int
+    shard: int
+    recipes: Mapping[str, Recipe]
+
+
+CPU = Scale(
+    2000,
+    SHARD,
+    {
+        "decoder": Recipe(3000, rate=1e-3, warm_up=30, mean_over=100),
+        "unet": Recipe(20000, rate=1e-3, mean_over=300, precision=torch.bfloat16),
+        "control": Recipe(2000, rate=8e-4, mean_over=200, precision=torch.bfloat16),
+        "painter": Recipe(12000, rate=1e-3, mean_over=300, precision=torch.bfloat16),
+        "still_decoder": Recipe(1500, rate=1e-3, warm_up=30, mean_over=200),
+    },
+)
+"""What the weights that ship were made with: hours on two cores."""
+
+TOY = Scale(4, 4, {name: replace(recipe, steps=2, keep_seconds=0) for name, recipe in CPU.recipes.items()})
+"""For tests: everything once, nothing learnt."""
+
+
+@dataclass
+class Workshop:
+    """A directory in which networks are made.
+
+    Args:
+        directory: Where pictures, banks and checkpoints are kept.
+        scale: How much of everything.
+        device: Where networks are trained.
+    """
+
+    directory: Path
+    scale: Scale = CPU
+    device: str = "cpu"
+
+    @cached_property
+    def pictures(self) -> np.ndarray:
+        """What is learnt from, uint8 [N, SIDE, SIDE, 3]."""
+        file = self.directory / "pictures.npy"
+        if not file.exists():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(".partial.npy")
+            np.save(partial, np.stack([draw(seed) for seed in range(self.scale.pictures)]))
+            os.replace(partial, file)
+        drawn: np.ndarray = np.load(file, mmap_mode="r")
+        return drawn
+
+    @cached_property
+    def held_out(self) -> torch.Tensor:
+        """Some that are not, [N, 3, H, W] in -1..1."""
+        crops = np.stack([draw(HELD_OUT + number)[60:140, 50:194] for number in range(5)])
+        return torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    @cached_property
+    def patches(self) -> Patches:
+        """What the encoder computes."""
+        return Patches.of(self.pictures)
+
+    @cached_property
+    def image_encoder(self) -> Any:
+        """Random, as it was built, and never trained."""
+        torch.manual_seed(SEEDS["image_encoder"])
+        return networks.image_encoder().eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def embed(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Embeddings [N, 1, D] of pictures [N, 3, H, W] in -1..1."""
+        pixels = encoder_pixels(pictures, CLIP_NORMALISATION)
+        embeddings: torch.Tensor = self.image_encoder(pixels).image_embeds[:, None]
+        return embeddings
+
+    @cached_property
+    def bank(self) -> Bank:
+        """Clips as latents."""
+        return self._bank("bank", 0, make_clip)
+
+    def decoder(self) -> Training:
+        """Of the VAE, and with it the VAE."""
+        vae = self._built("decoder", networks.video_vae)
+        self.patches.install(vae)
+        begin_decoding(vae.decoder, self.patches, self.pictures)
+        loss = decoder_loss(
+            vae,
+            clips_of(self.pictures),
+            lambda latents: vae.decode(latents, num_frames=TOGETHER),
+            self._recipe("decoder"),
+        )
+        sheet = vae_sheet(self.held_out, lambda latents: vae.decode(latents, num_frames=1))
+        return self._training("decoder", vae, loss, sheet)
+
+    def still_decoder(self) -> Training:
+        """Of the VAE for single pictures; it begins with what the other one has learnt."""
+        vae = self._built("still_decoder", lambda: networks.image_vae(self.learnt("decoder")))
+        self.patches.install(vae)
+        loss = decoder_loss(vae, stills_of(self.pictures), vae.decode, self._recipe("still_decoder"))
+        return self._training("still_decoder", vae, loss, vae_sheet(self.held_out, vae.decode))
+
+    def painter(self) -> Training:
+        """Both towers of the text-to-image model."""
+        vocabulary = tokenizer()
+        painter = self._built("painter", lambda: Painter(vocabulary))
+        loss = painter_loss(painter, vocabulary, self.patches, self._recipe("painter"))
+        return self._training("painter", painter, loss, painter_sheet(vocabulary, self.patches))
+
+    def unet(self) -> Training:
+        """The video UNet."""
+        unet = self._built("unet", networks.video_unet)
+        networks.attend_to_one_token(unet)
+        networks.begin_copying(unet, self.bank.shard(0)["clip"].float().std((0, 1, 3, 4)).to(self.device))
+        sheet = unet_sheet(self.held_out, self.patches, self.embed)
+        return self._training("unet", unet, unet_loss(asking(unet), self.bank, self._recipe("unet")), sheet)
+
+    def control(self) -> Training:
+        """The depth ControlNet, once there is a UNet."""
+        unet = self._with_mean(VideoUNet.from_config(networks.video_unet().config), "unet")
+        networks.flatten_time(unet.requires_grad_(False).eval().to(self.device))
+        control = self._built("control", lambda: networks.depth_controlnet(unet))
+        for network in (unet, control):
+            networks.attend_to_one_token(network)
+        bank = self._bank("led", 1, make_led_clip)
+        few = {name: values[:4].float().to(self.device) for name, values in bank.shard(0).items()}
+        sheet = control_sheet(unet, few, self.patches)
+        return self._training("control", control, unet_loss(led(unet, control), bank, self._recipe("control")), sheet)
+
+    def export(self, directory: Path) -> None:
+        """Write checkpoints of all that has been trained so far."""
+        unet = self._with_mean(networks.video_unet(), "unet")
+        vae = self._with_mean(networks.video_vae(), "decoder")
+        write_svd(directory / "svd", unet=unet, vae=vae, image_encoder=self.image_encoder)
+        if self._kept("control").exists():
+            write_depth(directory / "depth", self._with_mean(networks.depth_controlnet(unet), "control"))
+        if self._kept("painter").exists() and self._kept("still_decoder").exists():
+            vocabulary = tokenizer()
+            painter = self._with_mean(Painter(vocabulary), "painter")
+            still_vae = self._with_mean(networks.image_vae({}), "still_decoder")
+            towers = {"unet": painter.unet, "text_encoder": painter.text_encoder}
+            write_text_to_image(directory / "text-to-image", vae=still_vae, tokenizer=vocabulary, **towers)
+
+    def learnt(self, name: str) -> dict[str, torch.Tensor]:
+        """The running mean of a network's weights, as they were kept last."""
+        kept: dict[str, torch.Tensor] = torch.load(self._kept(name), weights_only=True, map_location="cpu")["mean"]
+        return kept
+
+    def _kept(self, name: str) -> Path:
+        """A network's checkpoint."""
+        return self.directory / f"{name}.pt"
+
+    def _with_mean(self, network: Any, name: str) -> Any:
+        network.load_state_dict(self.learnt(name))
+        return network
+
+    def _bank(self, name: str, seed: int, shoot: Callable[..., Clip]) -> Bank:
+        make = clip_maker(self.patches.encode, self.embed, self.pictures, shoot, self.scale.shard)
+        return Bank(self.directory / name, make, seed=seed)
+
+    def _built(self, name: str, build: Callable[[], Any]) -> Any:
+        torch.manual_seed(SEEDS[name])
+        network = build()
+        networks.flatten_time(network)
+        return network.to(self.device)
+
+    def _recipe(self, name: str) -> Recipe:
+        return replace(self.scale.recipes[name], device=self.device)
+
+    def _training(self, name: str, network: Any, loss: Loss, sheet: Sheet) -> Training:
+        return Training(network, loss, self._recipe(name), self._kept(name), sheet)
