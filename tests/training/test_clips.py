@@ -1,0 +1,58 @@
+"""The clips show the motion that they say."""
+
+import numpy as np
+import pytest
+import torch
+
+from deployments.models.size import Size
+from training.clips import FRAMES, MODES, PANS, Path, film, make_clip
+from training.pictures import SIDE, draw
+
+SIZE = Size(48, 32)
+PICTURE = draw(0)
+
+
+def test_a_picture_follows_from_its_seed() -> None:
+    assert np.array_equal(draw(3), draw(3))
+    assert not np.array_equal(draw(3), draw(4))
+
+
+def test_a_picture_is_of_all_brightnesses() -> None:
+    assert PICTURE.shape == (SIDE, SIDE, 3)
+    assert PICTURE.std() > 20
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_moves_at_full_motion_and_hardly_at_the_least(mode: str) -> None:
+    def moved(motion: int) -> float:
+        path = Path.of(mode, motion, SIZE, np.random.default_rng(1))
+        clip = film(PICTURE, path, SIZE, np.random.default_rng(2))
+        return float((clip - clip[:1]).abs().mean())
+
+    assert moved(255) > 10 * moved(1) > 0
+
+
+@pytest.mark.parametrize("pan", PANS)
+def test_a_pan_moves_what_is_seen_that_way(pan: str) -> None:
+    path = Path.of(pan, 255, Size(100, 100), np.random.default_rng(0))
+    clip = film(PICTURE, path, Size(100, 100), np.random.default_rng(2))
+    by = 13  # pixels: PAN of 100
+    x, y = (by * part for part in PANS[pan])
+    back = torch.roll(clip[-1], (-y, -x), (1, 2))[:, by:-by, by:-by]
+    assert (back - clip[0, :, by:-by, by:-by]).abs().mean() < 0.25 * (clip[-1] - clip[0]).abs().mean()
+
+
+def test_a_drift_shows_nothing_from_outside_the_first_frame() -> None:
+    inside = np.array([SIZE.width, SIZE.height]) / 2
+    for seed in range(20):
+        path = Path.of("drift", 255, SIZE, np.random.default_rng(seed))
+        corners = (np.array([[-1, -1], [1, 1]]) * inside - path.shift[:, None]) / path.zoom[:, None, None]
+        assert (np.abs(corners) <= inside + 1e-9).all()
+
+
+def test_a_clip_follows_from_its_source_of_chance() -> None:
+    pictures = np.stack([draw(seed) for seed in range(3)])
+    first, second = (make_clip(pictures, np.random.default_rng(5), SIZE) for _ in range(2))
+    assert torch.equal(first.frames, second.frames)
+    assert first.frames.shape == (FRAMES, 3, SIZE.height, SIZE.width)
+    assert 1 <= first.motion <= 255

@@ -1,0 +1,187 @@
+"""Clips of a camera that moves over a drawn picture, and how far it moves is what the motion id says.
+
+    picture [S, S, 3], mode, motion id ──▶ path of the camera ──▶ frames [F, 3, H, W] in -1..1
+
+A frame is the picture seen through an affine map, so what moves is known exactly. At motion 255 the picture's edge
+moves by about a fifth of the frame over ``FRAMES`` frames; at 1 by a thousandth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from deployments.models.size import Size
+from training.pictures import shape_mask
+
+FRAMES = 14
+"""Frames in a clip: as many as the first SVD was trained on."""
+
+MOST_MOTION = 255
+
+ZOOM = 0.45
+"""By how much a clip of full motion enlarges."""
+
+PAN = 0.13
+"""How far one goes, in widths and heights of the frame. While it enlarges, nothing comes in from outside."""
+
+TURN = 0.2
+"""By how much a rotation turns, in radians."""
+
+SWAY = 0.08
+"""How far something sways, in widths of the frame."""
+
+PANS: Mapping[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+"""Where what is seen goes, x to the right and y down."""
+
+MODES: Mapping[str, float] = {
+    "drift": 0.8,
+    **dict.fromkeys(PANS, 0.02),
+    "zoom out": 0.03,
+    "turn": 0.03,
+    "parallax": 0.03,
+    "sway": 0.03,
+}
+"""How often each happens.
+
+Mostly the camera comes nearer and drifts somewhere: what it will show is all in the first picture, and whoever does not
+know where it drifts to is about right to come nearer. A small network learns that soonest.
+"""
+
+
+@dataclass(frozen=True)
+class Path:
+    """Where everything is in each frame, against the first.
+
+    Attributes:
+        shift: Of what is seen, in pixels of the clip, [F, 2] as x and y.
+        zoom: Enlargement, [F].
+        angle: Rotation, in radians, [F].
+        sway: Of what is about the middle, in pixels of the clip, [F, 2].
+    """
+
+    shift: np.ndarray
+    zoom: np.ndarray
+    angle: np.ndarray
+    sway: np.ndarray
+
+    @classmethod
+    def of(cls, mode: str, motion: float, size: Size, rng: np.random.Generator, frames: int = FRAMES) -> Path:
+        """A path of a mode at a motion id."""
+        at = np.arange(frames) / (FRAMES - 1)
+        done = at * motion / MOST_MOTION
+        wave = np.sin(at * 2 * np.pi) * motion / MOST_MOTION
+        enlarged = {"drift": 1 + ZOOM * done, "zoom out": 1 / (1 + ZOOM * done)}
+        return cls(
+            shift=np.outer(done * PAN, np.array(_direction(mode, rng)) * [size.width, size.height]),
+            zoom=enlarged.get(mode, np.ones(frames)),
+            angle=done * TURN * rng.choice([-1, 1]) if mode == "turn" else np.zeros(frames),
+            sway=np.outer(wave * SWAY * size.width, [mode == "sway", 0]),
+        )
+
+    def scaled(self, by: float) -> Path:
+        """As something farther away moves: the same, with less shift."""
+        return Path(self.shift * by, self.zoom, self.angle, self.sway)
+
+
+def _direction(mode: str, rng: np.random.Generator) -> tuple[float, float]:
+    """Where a mode goes, and how far."""
+    if mode in PANS:
+        return PANS[mode]
+    if mode == "parallax":
+        return float(rng.choice([-1, 1])), 0.0
+    if mode != "drift" or rng.random() < 0.3:
+        return 0.0, 0.0
+    turn, far = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1)
+    return far * float(np.cos(turn)), far * float(np.sin(turn))
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip and what it was made from.
+
+    Attributes:
+        frames: [F, 3, H, W] in -1..1.
+        motion: The motion id, 1 to 255.
+        mode: One of MODES.
+    """
+
+    frames: torch.Tensor
+    motion: int
+    mode: str
+
+
+def draw_motion(rng: np.random.Generator) -> int:
+    """A motion id; all are as likely, but those at the lower end are drawn oftener."""
+    return int(np.clip(rng.integers(1, MOST_MOTION + 1) if rng.random() < 0.9 else 1, 1, MOST_MOTION))
+
+
+def make_clip(
+    pictures: np.ndarray, rng: np.random.Generator, size: Size, frames: int = FRAMES, modes: Mapping[str, float] = MODES
+) -> Clip:
+    """A clip over one of some pictures [N, S, S, 3]; a layer before it, where there is one, is of another."""
+    mode = str(rng.choice(list(modes), p=np.array(list(modes.values())) / sum(modes.values())))
+    motion = draw_motion(rng)
+    path = Path.of(mode, motion, size, rng, frames)
+    if mode != "parallax":
+        return Clip(film(_pick(pictures, rng), path, size, rng), motion, mode)
+    near = film(_layer(_pick(pictures, rng), rng), path, size, rng)
+    far = film(_pick(pictures, rng), path.scaled(0.4), size, rng)
+    cover = near[:, 3:] / 2 + 0.5
+    return Clip(far + cover * (near[:, :3] - far), motion, mode)
+
+
+def film(picture: np.ndarray, path: Path, size: Size, rng: np.random.Generator) -> torch.Tensor:
+    """What the camera sees, [F, C, H, W] in -1..1, of a picture uint8 [S, S, C]; it starts at a place that suits."""
+    side = len(picture)
+    scale = float(np.exp(rng.uniform(np.log(0.75), np.log(1.3))))
+    extent = _extent(path, size)
+    scale = min(scale, (side - 2) / float(max(extent[1] - extent[0])))
+    low, high = -extent[0] * scale, side - 1 - extent[1] * scale
+    centre = rng.uniform(low, np.maximum(high, low))
+    image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    places = torch.from_numpy(np.float32(centre + scale * _seen(path, size)))
+    grid = (places * 2 + 1) / side - 1
+    mirrored = "reflection"
+    count = len(path.zoom)
+    return functional.grid_sample(
+        image.expand(count, -1, -1, -1), grid, "bilinear", padding_mode=mirrored, align_corners=False
+    )
+
+
+def _seen(path: Path, size: Size) -> np.ndarray:
+    """Where each pixel of each frame lies in the first frame, [F, H, W, 2] as x and y from its middle."""
+    y, x = np.mgrid[0 : size.height, 0 : size.width]
+    pixels = np.stack([x - (size.width - 1) / 2, y - (size.height - 1) / 2], axis=-1)
+    near = np.exp(-np.sum((pixels / (0.3 * np.array([size.width, size.height]))) ** 2, -1))[..., None]
+    moved = pixels - path.shift[:, None, None] - near * path.sway[:, None, None]
+    turned = np.einsum("fij,fhwj->fhwi", _rotation(-path.angle), moved)
+    return np.asarray(turned / path.zoom[:, None, None, None])
+
+
+def _rotation(angle: np.ndarray) -> np.ndarray:
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
+
+
+def _extent(path: Path, size: Size) -> np.ndarray:
+    """The corners of all that is seen, from the middle of the first frame, [2, 2]."""
+    seen = _seen(path, size)
+    return np.stack([seen.min((0, 1, 2)), seen.max((0, 1, 2))])
+
+
+def _layer(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A shape cut from a picture, uint8 [S, S, 4], the last of which is what it covers."""
+    cover = shape_mask(rng, len(picture), rng.uniform(0.3, 0.6))
+    return np.concatenate([picture, np.uint8(255 * cover)[..., None]], -1)
+
+
+def _pick(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One of the pictures, in one of the eight ways to turn a square."""
+    picture = pictures[int(rng.integers(len(pictures)))]
+    picture = np.rot90(picture, int(rng.integers(2)) * 2) if rng.random() < 0.3 else picture
+    return picture[:, ::-1] if rng.random() < 0.5 else picture
