@@ -1,0 +1,37 @@
+"""The encoder that is not trained computes what it should, in the stock class and in half precision."""
+
+import numpy as np
+import torch
+
+from training.networks import LATENT_CHANNELS, video_vae
+from training.pictures import draw
+from training.vae import Patches, psnr
+
+PICTURES = np.stack([draw(seed) for seed in range(12)])
+PATCHES = Patches.of(PICTURES, count=200)
+
+
+def _crop(seed: int) -> torch.Tensor:
+    picture = torch.from_numpy(draw(seed)[40:104, 30:110].copy())
+    return picture.permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def test_the_stock_encoder_answers_with_the_components() -> None:
+    vae = video_vae()
+    PATCHES.install(vae)
+    with torch.no_grad():
+        encoded = vae.half().float().encode(_crop(100)).latent_dist
+    wanted = PATCHES.encode(_crop(100))
+    assert wanted.shape == (1, LATENT_CHANNELS, 8, 10)
+    assert (encoded.mode() - wanted).abs().max() < 0.05
+    assert encoded.std.max() < 0.1
+
+
+def test_latents_have_about_the_variance_that_the_noise_levels_are_made_for() -> None:
+    latents = torch.cat([PATCHES.encode(_crop(seed)) for seed in range(100, 130)])
+    assert 0.4 < latents.std() < 1.6
+
+
+def test_patches_come_back_much_as_they_were() -> None:
+    back = [psnr(PATCHES.decode(PATCHES.encode(_crop(seed))), _crop(seed)) for seed in range(100, 120)]
+    assert np.mean(back) > 24

@@ -1,0 +1,107 @@
+"""The networks that are trained: stock classes of small widths, and how a CPU computes them faster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
+from torch import nn
+from torch.nn import functional
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+LATENT_CHANNELS = 24
+"""Eight numbers of a picture become one: photographs of this size are all edges, and four channels lose them."""
+
+VAE_WIDTHS = (32, 32, 64, 96)
+"""Narrow where there are many pixels, which is where the time goes."""
+
+UNET_WIDTHS = (64, 96)
+"""Every group norm has 32 groups, and with one channel in each it would take away what a time embedding adds."""
+
+EMBEDDING = 32
+"""Width of the picture's embedding."""
+
+
+def video_vae() -> AutoencoderKLTemporalDecoder:
+    """A temporal VAE: 8 pixels a latent."""
+    vae = AutoencoderKLTemporalDecoder(
+        down_block_types=("DownEncoderBlock2D",) * len(VAE_WIDTHS),
+        block_out_channels=VAE_WIDTHS,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        sample_size=64,
+        scaling_factor=1.0,
+    )
+    begin_plain(vae)
+    with torch.no_grad():
+        nn.init.dirac_(vae.decoder.time_conv_out.weight)
+    return vae
+
+
+@torch.no_grad()
+def begin_plain(network: nn.Module) -> None:
+    """Let every residual branch add nothing at first, which is where training is fastest."""
+    module: Any
+    for module in network.modules():
+        last = module.conv2 if isinstance(module, (ResnetBlock2D, TemporalResnetBlock)) else None
+        last = module.to_out[0] if isinstance(module, Attention) else last
+        if last is not None:
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+
+class FlatConvolution(nn.Conv3d):
+    """A convolution along time alone, computed with height and width as one axis: torch's faster code on a CPU."""
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        """From [B, C, F, H, W] to [B, C', F', H, W]."""
+        weight, padding = self.weight.squeeze(-1), (int(self.padding[0]), 0)
+        flat = functional.conv2d(clips.flatten(3), weight, self.bias, padding=padding)
+        return flat.reshape(*flat.shape[:3], *clips.shape[3:])
+
+
+def flatten_time(network: nn.Module) -> None:
+    """Compute every convolution that spans time alone as a ``FlatConvolution``; the parameters stay what they are."""
+    module: Any
+    for module in network.modules():
+        if type(module) is nn.Conv3d and module.kernel_size[1:] == (1, 1):
+            module.__class__ = FlatConvolution
+
+
+def video_unet() -> UNetSpatioTemporalConditionModel:
+    """SVD's UNet with two levels."""
+    unet = UNetSpatioTemporalConditionModel(
+        sample_size=18,
+        in_channels=2 * LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal"),
+        up_block_types=("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal"),
+        block_out_channels=UNET_WIDTHS,
+        addition_time_embed_dim=EMBEDDING,
+        projection_class_embeddings_input_dim=3 * EMBEDDING,
+        layers_per_block=1,
+        cross_attention_dim=EMBEDDING,
+        num_attention_heads=(2, 3),
+        num_frames=14,
+    )
+    begin_plain(unet)
+    nn.init.zeros_(unet.conv_out.weight)
+    return unet
+
+
+def image_encoder() -> CLIPVisionModelWithProjection:
+    """CLIP's picture half; what the UNet needs of the picture it sees in the latents."""
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=EMBEDDING,
+            intermediate_size=2 * EMBEDDING,
+            projection_dim=EMBEDDING,
+            num_hidden_layers=2,
+            num_attention_heads=1,
+            image_size=224,
+            patch_size=32,
+        )
+    )

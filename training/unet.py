@@ -1,0 +1,156 @@
+"""The video UNet: from noise and a first picture to the latents of a clip.
+
+Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models" (EDM), with velocities as SVD
+has them: ``deployments.models.schedules`` says the same about sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from deployments.models.sampler import FPS_ID
+from deployments.models.schedules import Schedule, lcm_schedule
+from deployments.models.size import Size
+from training.bank import Bank, Shard
+from training.clips import FRAMES, MODES, make_clip
+from training.loop import Loss, Recipe, contact_sheet
+from training.vae import Patches
+
+CLIPS = 4
+"""Clips a step."""
+
+SHARD = 32
+"""Clips of a shard."""
+
+USES = 6
+"""How often a clip is seen before the bank grows by another."""
+
+LOG_SIGMA = (1.0, 1.8)
+"""Mean and standard deviation of the noise levels' logarithms. Where a clip's 14 frames and its picture all show the
+same, little noise hides nothing: what is to be learnt is at higher levels than for single pictures."""
+
+LOG_AUGMENTATION = (-3.0, 0.5)
+"""The same of the augmentations, as SVD was trained."""
+
+BLIND = 0.1
+"""Part of the clips whose picture is withheld, for classifier-free guidance."""
+
+
+def clip_maker(
+    encode: Callable[[torch.Tensor], torch.Tensor], embed: Callable[[torch.Tensor], torch.Tensor], pictures: np.ndarray
+) -> Callable[..., Shard]:
+    """Makes the shards of the bank that the UNet learns from.
+
+    Args:
+        encode: Frames [N, 3, H, W] to latents [N, C, h, w].
+        embed: The image encoder: pictures [N, 3, H, W] to embeddings [N, 1, D].
+        pictures: uint8 [N, S, S, 3].
+    """
+
+    @torch.no_grad()
+    def make(rng: np.random.Generator, size: Size) -> Shard:
+        rows = [_encode(encode, embed, pictures, rng, size) for _ in range(SHARD)]
+        return {name: torch.stack([row[name] for row in rows]).half() for name in rows[0]}
+
+    return make
+
+
+def _encode(
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    embed: Callable[[torch.Tensor], torch.Tensor],
+    pictures: np.ndarray,
+    rng: np.random.Generator,
+    size: Size,
+) -> Shard:
+    clip = make_clip(pictures, rng, size, modes=MODES)
+    augmentation = float(np.exp(rng.normal(*LOG_AUGMENTATION)))
+    noise = torch.from_numpy(rng.standard_normal(clip.frames[0].shape, np.float32))
+    first = clip.frames[:1] + augmentation * noise
+    encoded = encode(torch.cat([clip.frames, first]))
+    return {
+        "clip": encoded[:-1],
+        "first": encoded[-1:],
+        "embedding": embed(clip.frames[:1])[0],
+        "time_ids": torch.tensor([FPS_ID, clip.motion, augmentation]),
+    }
+
+
+def unet_loss(unet: Any, bank: Bank, recipe: Recipe) -> Loss:
+    """What a step of the UNet is to lessen: the error of its velocity."""
+
+    def loss(step: int) -> torch.Tensor:
+        rng = recipe.generator(step)
+        shards = 4 + step * CLIPS // (USES * SHARD)
+        clips = {name: values.to(recipe.device) for name, values in bank.draw(rng, CLIPS, shards).items()}
+        torch.manual_seed(int(rng.integers(2**31)))
+        sigma = torch.from_numpy(np.exp(rng.normal(*LOG_SIGMA, CLIPS))).float().to(recipe.device)
+        seen = torch.from_numpy((rng.random(CLIPS) >= BLIND).astype(np.float32)).to(recipe.device)
+        noisy = clips["clip"] + sigma[:, None, None, None, None] * torch.randn_like(clips["clip"])
+        velocity = predict(unet, noisy, sigma, clips, seen)
+        return (velocity.float() - wanted_velocity(clips["clip"], noisy, sigma)).square().mean()
+
+    return loss
+
+
+def predict(
+    unet: Any, noisy: torch.Tensor, sigma: torch.Tensor, clips: Shard, seen: torch.Tensor, **more: Any
+) -> torch.Tensor:
+    """The velocity [B, F, C, h, w] of noisy clips at noise levels [B], blind to the picture where ``seen`` [B] is 0."""
+    scaled = noisy / torch.sqrt(sigma**2 + 1)[:, None, None, None, None]
+    first = (clips["first"] * seen[:, None, None, None, None]).expand(-1, noisy.shape[1], -1, -1, -1)
+    embedding = clips["embedding"] * seen[:, None, None]
+    answer = unet(torch.cat([scaled, first], dim=2), 0.25 * sigma.log(), embedding, clips["time_ids"], **more)
+    return torch.as_tensor(answer if isinstance(answer, torch.Tensor) else answer.sample)
+
+
+def wanted_velocity(clean: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """The velocity from which ``Schedule.clean`` would guess right."""
+    sigma = sigma[:, None, None, None, None]
+    return (noisy / (sigma**2 + 1) - clean) * torch.sqrt(sigma**2 + 1) / sigma
+
+
+@torch.no_grad()
+def sample(
+    unet: Any, clips: Shard, schedule: Schedule, guidance: tuple[float, float], seed: int, frames: int = FRAMES
+) -> torch.Tensor:
+    """Latents [B, F, C, h, w] from the pictures and time ids of some clips, as the service samples them."""
+    generator = torch.Generator().manual_seed(seed)
+    count, _, *shape = clips["first"].shape
+    device = clips["first"].device
+    seen = torch.ones(count, device=device)
+    strength = torch.linspace(*guidance, frames, device=device)[None, :, None, None, None]
+    latents = torch.randn(count, frames, *shape, generator=generator).to(device) * schedule.initial_scale
+    for index in range(schedule.steps):
+        sigma = schedule.sigmas[index] * seen
+        velocity = predict(unet, latents, sigma, clips, seen)
+        if max(guidance) > 1:
+            blind = predict(unet, latents, sigma, clips, 0 * seen)
+            velocity = blind + strength * (velocity - blind)
+        noise = torch.randn(latents.shape, generator=generator).to(device) if schedule.needs_noise(index) else None
+        latents = schedule.step(latents, velocity, index, noise)
+    return latents
+
+
+def unet_sheet(
+    pictures: torch.Tensor, patches: Patches, embed: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[Any], Image.Image]:
+    """Draw pictures [N, 3, H, W], and beside each four frames of what four steps make of it at a motion id of 200."""
+    conditions = {
+        "first": patches.encode(pictures)[:, None],
+        "embedding": embed(pictures),
+        "time_ids": torch.tensor([[FPS_ID, 200.0, 0.0]] * len(pictures)),
+    }
+
+    def sheet(unet: Any) -> Image.Image:
+        on_device = {name: values.to(unet.device) for name, values in conditions.items()}
+        latents = sample(unet, on_device, lcm_schedule(4), (1.0, 1.0), seed=0).cpu()
+        shown = [0, FRAMES // 3, 2 * FRAMES // 3, FRAMES - 1]
+        clips = [patches.decode(clip[shown]).clamp(-1, 1) for clip in latents]
+        return contact_sheet([torch.cat([picture[None], clip]) for picture, clip in zip(pictures, clips, strict=True)])
+
+    return sheet
