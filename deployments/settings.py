@@ -56,8 +56,12 @@ class AppArgs(BaseModel):
     def _check_endpoints(self) -> Self:
         endpoints = self.build()
         for endpoint in endpoints.values():
-            if not isinstance(endpoints.get(endpoint.video_endpoint), VideoModel):
+            video = endpoints.get(endpoint.video_endpoint)
+            if not isinstance(video, VideoModel):
                 raise ValueError(f"{endpoint.id}: {endpoint.video_endpoint!r} is no endpoint that animates pictures")
+            ours, theirs = endpoint.config.frames, video.config.frames
+            if ours != theirs:
+                raise ValueError(f"{endpoint.id}: clips of {video.id} have {theirs} frames, not {ours}")
         return self
 
 

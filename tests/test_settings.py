@@ -121,6 +121,13 @@ def test_a_painter_needs_an_endpoint_that_animates_pictures(video: str) -> None:
         app_args(svd=SVD_ARGS, painter=PAINTER_ARGS | {"video": video})
 
 
+def test_a_painter_has_as_many_frames_as_its_endpoint() -> None:
+    painter = PAINTER_ARGS | {"video": "fal-ai/svd"}
+    with pytest.raises(ValidationError, match="clips of fal-ai/svd have 14 frames, not 25"):
+        app_args(svd=SVD_ARGS | {"frames": 14}, painter=painter)
+    app_args(svd=SVD_ARGS | {"frames": 14}, painter=painter | {"frames": 14})
+
+
 def test_a_painter_may_stand_before_its_endpoint() -> None:
     endpoints = app_args(painter=PAINTER_ARGS | {"video": "fal-ai/svd"}, svd=SVD_ARGS).build()
 

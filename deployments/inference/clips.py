@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def make_clip(input: VideoInput, picture: Image.Image) -> Clip:
+def make_clip(input: VideoInput, picture: Image.Image, frames: int) -> Clip:
     """A clip of a picture that already has its size."""
-    return Clip(picture, input.seed, input.motion_bucket_id, input.cond_aug)
+    return Clip(picture, input.seed, input.motion_bucket_id, input.cond_aug, length=frames)
 
 
 async def open_clip(
-    input: ImageToVideoInput, files: FileSource, decoder: Decoder, sizes: Sequence[Size], most_maps: int
+    input: ImageToVideoInput, files: FileSource, decoder: Decoder, sizes: Sequence[Size], frames: int
 ) -> Clip:
     """Fetch and open all that an input names.
 
@@ -41,7 +41,7 @@ async def open_clip(
         files: Where its files come from.
         decoder: What opens them.
         sizes: What its picture may be cropped to.
-        most_maps: Depth maps at the most.
+        frames: How many the clip gets; where depth maps lead it, as many as there are, and this is the most.
 
     Raises:
         ModelError: A file cannot be had or read, or is out of bounds; ``loc`` is the field that named it.
@@ -49,13 +49,13 @@ async def open_clip(
     """
     with _field("image_url") as loc:
         picture = await decoder.picture(await files.get(input.image_url, loc, MAX_BYTES), sizes)
-    clip = make_clip(input, picture.pixels)
+    clip = make_clip(input, picture.pixels, frames)
     if not isinstance(input, ControlledInput):
         return clip
     if url := input.mask_image_url:
         clip = replace(clip, still=await _still(url, files, decoder, picture.original, clip.size))
     if url := input.control_maps_data_url:
-        clip = replace(clip, depth=await _depth(url, files, decoder, clip.size, most_maps))
+        clip = replace(clip, depth=await _depth(url, files, decoder, clip.size, frames))
     return clip
 
 

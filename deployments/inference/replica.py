@@ -220,7 +220,7 @@ class VideoReplica:
             return await open_clip(input, self._files, self._decoder, self._model.config.sizes, plan.frames), ()
         picture = await self._painters[endpoint.id](attempt.input)
         painting = picture.info.get(PAINTING)
-        return make_clip(input, picture), (painting,) if painting else ()
+        return make_clip(input, picture, plan.frames), (painting,) if painting else ()
 
     async def _animate(self, group: list[Prepared], abandoned: set[str], emit: Emit, began: float) -> None:
         """Denoise clips of one size together, then encode and store each."""

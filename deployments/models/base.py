@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from deployments.models.schedules import Schedule
 
 FRAMES = 25
-"""Frames in a clip: what SVD XT was trained on."""
+"""Frames in a clip, where a configuration names no others: what SVD XT was trained on."""
 
 MAX_RANDOM_SEED = 2**32 - 2
 """Random seeds stay below this so that JavaScript keeps them exact (and Stability's own API takes them)."""
@@ -92,6 +92,7 @@ class Clip:
         cond_aug: Standard deviation of the noise on the picture, whose values go from -1 to 1.
         still: Which pixels keep the picture in every frame, bool [H, W]; None if all may move.
         depth: A map for each frame, RGB and of the clip's size; empty if nothing leads the clip.
+        length: Frames, where no depth maps lead the clip.
         previews: Each so many steps ``show`` gets the middle frame as the network guesses it; 0 for never.
         show: Called with the steps done and the frame, uint8 [H, W, 3].
     """
@@ -102,6 +103,7 @@ class Clip:
     cond_aug: float
     still: np.ndarray | None = None
     depth: tuple[Image.Image, ...] = ()
+    length: int = FRAMES
     previews: int = 0
     show: Callable[[int, np.ndarray], None] = lambda done, frame: None
 
@@ -113,7 +115,7 @@ class Clip:
     @property
     def frames(self) -> int:
         """How many frames it gets."""
-        return len(self.depth) or FRAMES
+        return len(self.depth) or self.length
 
     @property
     def pixel_frames(self) -> int:
@@ -222,6 +224,7 @@ class EndpointConfig(WeightsConfig):
     """What ``args.endpoints.<endpoint id>`` in serve_config.yaml may say beside ``model``."""
 
     variant: str | None = Field(None, description="`fp16` takes the files of that name.")
+    frames: int = Field(FRAMES, ge=1, description="Frames in a clip: as many as its model was trained on.")
 
 
 class VideoConfig(EndpointConfig):
@@ -322,7 +325,8 @@ class VideoModel(Endpoint):
         """Sampler steps for this input."""
 
     def plan(self, input: VideoInput) -> Plan:  # noqa: D102
-        return Plan(self.steps(input), max(self.config.sizes, key=lambda size: size.width * size.height))
+        largest = max(self.config.sizes, key=lambda size: size.width * size.height)
+        return Plan(self.steps(input), largest, frames=self.config.frames)
 
     @property
     def control(self) -> ControlNetConfig | None:
@@ -377,7 +381,7 @@ class VideoModel(Endpoint):
         from PIL import Image
 
         picture = Image.new("RGB", (size.width, size.height), "grey")
-        clip = Clip(picture, seed=0, motion_bucket_id=127, cond_aug=0.02)
+        clip = Clip(picture, seed=0, motion_bucket_id=127, cond_aug=0.02, length=self.config.frames)
         return [clip, replace(clip, depth=(picture,) * self.control.max_maps)] if self.control else [clip]
 
     def generate(self, clips: Sequence[Clip], steps: int, keep: Keep) -> list[np.ndarray | None]:

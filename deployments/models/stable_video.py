@@ -21,7 +21,7 @@ class StableVideo(VideoModel):
 
     Input: ClassVar[type[VideoInput]] = StableVideoInput
     title = "Stable Video"
-    description = "Animates a picture with Stable Video Diffusion XT: 25 frames, played at the rate you ask for."
+    description = "Animates a picture with Stable Video Diffusion XT, played at the rate you ask for."
     tags = ("image-to-video",)
     unit_price = Decimal("0.075")
 

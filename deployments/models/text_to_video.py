@@ -85,7 +85,7 @@ class TextToVideo(Endpoint):
     def plan(self, input: VideoInput) -> Plan:  # noqa: D102
         assert isinstance(input, TextToVideoInput)
         size = self._size(input)
-        return Plan(input.steps, largest=size, size=size)
+        return Plan(input.steps, largest=size, size=size, frames=self.config.frames)
 
     def parts(self) -> Mapping[str, Part]:  # noqa: D102
         return pipeline_parts(self.config.checkpoint, self.config.variant)

@@ -63,11 +63,9 @@ def split(width: int, height: int, left: str = "white", right: str = "black") ->
     return picture
 
 
-async def svd_clip(
-    files: FileSource, decoder: Decoder, picture: Image.Image, most_maps: int = 25, **fields: Any
-) -> Clip:
+async def svd_clip(files: FileSource, decoder: Decoder, picture: Image.Image, frames: int = 25, **fields: Any) -> Clip:
     input = SVDInput(image_url=picture_uri(picture), seed=7, motion_bucket_id=3, cond_aug=0.5, **fields)
-    return await open_clip(input, files, decoder, (WIDE, TALL), most_maps)
+    return await open_clip(input, files, decoder, (WIDE, TALL), frames)
 
 
 async def test_a_picture_alone_is_a_clip_that_may_move_everywhere(files: FileSource, decoder: Decoder) -> None:
@@ -77,6 +75,10 @@ async def test_a_picture_alone_is_a_clip_that_may_move_everywhere(files: FileSou
     assert (clip.size, clip.seed, clip.motion_bucket_id, clip.cond_aug) == (WIDE, 7, 127, 0.02)
     assert (clip.still, clip.depth, clip.frames) == (None, (), 25)
     assert clip.picture.getpixel((10, 30)) == (255, 0, 0)
+
+
+async def test_a_clip_has_as_many_frames_as_its_plan_says(files: FileSource, decoder: Decoder) -> None:
+    assert (await svd_clip(files, decoder, Image.new("RGB", (64, 112)), frames=14)).frames == 14
 
 
 async def test_all_of_the_input_is_in_the_clip(files: FileSource, decoder: Decoder) -> None:

@@ -399,6 +399,15 @@ def test_a_picture_weighs_what_the_largest_size_weighs(id: str) -> None:
     assert planned.pixel_frames == 112 * 64 * FRAMES
 
 
+@pytest.mark.parametrize("id", [STABLE_VIDEO, SVD, FAST])
+def test_a_clip_has_as_many_frames_as_the_configuration_says(id: str) -> None:
+    endpoint = type(ENDPOINTS[id])(id, VideoConfig(weights="none", frames=14, sizes=("112x64",)))
+
+    assert endpoint.plan(parse(id)).pixel_frames == 112 * 64 * 14
+    assert text_to_video(frames=14).plan(parse(TEXT_TO_VIDEO)).frames == 14
+    assert plan(id).frames == FRAMES
+
+
 def test_only_svd_calls_its_video_image() -> None:
     assert {id: endpoint.result_key for id, endpoint in ENDPOINTS.items()} == {
         STABLE_VIDEO: "video",

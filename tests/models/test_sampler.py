@@ -119,6 +119,13 @@ def assert_same(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> N
     torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
 
 
+def test_a_clip_may_have_fewer_frames(sampler: SVDSampler) -> None:
+    clip = replace(CLIPS[0], length=3)
+    assert float_frames(sampler, [clip])[0].shape == (3, 3, HEIGHT, WIDTH)
+    with pytest.raises(ValueError, match="one number of frames"):
+        sampler.denoise([clip, CLIPS[0]], euler_schedule(1), GUIDED, keep_all)
+
+
 def test_a_mixed_batch_equals_the_stock_pipeline_run_for_each_clip(
     sampler: SVDSampler, pipeline: StableVideoDiffusionPipeline
 ) -> None:
