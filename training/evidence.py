@@ -1,0 +1,398 @@
+"""What the shipped weights can do, in figures: ``python -m training.evidence [--config FILE] [--sheets DIR]``.
+
+    serve_config.yaml ──▶ endpoints, as a replica has them ─┐
+    photographs that the networks have never seen ──────────┴──▶ clips ──▶ figures against bounds, contact sheets
+
+The photographs come with scikit-image; the others are the playground's own pictures. No seed is chosen: it is 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from skimage import data
+
+from deployments.inference.images import fit
+from deployments.models.base import Clip, VideoModel
+from deployments.models.text_to_video import TextToVideo
+from deployments.settings import AppArgs
+from training import clips
+from training.loop import contact_sheet
+from training.measures import displacements, distance, flicker, is_shape, of_colour, psnr, sharpness
+
+ROOT = Path(__file__).parents[1]
+
+PHOTOGRAPHS = ("astronaut", "cat", "coffee", "rocket", "stereo_motorcycle", "camera")
+"""scikit-image's pictures of things, by the name of the function that answers with them."""
+
+PICTURES = ("boat", "hills", "balloon", "tea")
+"""The playground's."""
+
+MOTIONS = (1, 40, 127, 255)
+
+FEW, MANY = 4, 25
+"""Steps of the fast endpoint, and of guided sampling."""
+
+LED = 5
+"""On how many pictures masks, depth maps and guided sampling are tried: they take longer."""
+
+PAIRS = (
+    ("red", "circle", "blue"),
+    ("yellow", "circle", "green"),
+    ("blue", "square", "yellow"),
+    ("white", "square", "red"),
+    ("green", "triangle", "white"),
+    ("orange", "triangle", "black"),
+    ("purple", "circle", "white"),
+    ("black", "square", "pink"),
+)
+"""What prompts ask for: a colour, a shape, and the ground's colour."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table.
+
+    Attributes:
+        claim: What should be so.
+        found: The figures.
+        bound: What they are held against.
+        holds: Whether it is so.
+    """
+
+    claim: str
+    found: str
+    bound: str
+    holds: bool
+
+
+class Exhibits:
+    """The endpoints of a configuration and what they make of the pictures, each clip made when it is first asked for.
+
+    Args:
+        config: In the format of ``serve_config.yaml``.
+        device: Where the endpoints compute.
+        most: How many pictures are looked at; a test has less time than the program.
+    """
+
+    def __init__(self, config: Path, device: str = "cpu", most: int = 10) -> None:
+        document = yaml.safe_load(config.read_text(encoding="utf-8"))
+        self._endpoints = AppArgs.model_validate(document["applications"][0]["args"]).build()
+        self._device = device
+        self._most = most
+        self._loaded: set[str] = set()
+        self.clip, self.painted = cache(self._clip), cache(self._painted)
+
+    def endpoint(self, id: str) -> Any:
+        """An endpoint with its weights."""
+        if id not in self._loaded:
+            self._endpoints[id].setup(self._device)
+            self._loaded.add(id)
+        return self._endpoints[id]
+
+    @property
+    def fast(self) -> VideoModel:
+        """Few steps."""
+        return self.endpoint("fal-ai/fast-svd-lcm")  # type: ignore[no-any-return]
+
+    @property
+    def guided(self) -> VideoModel:
+        """As many guided steps as are asked for, with masks and depth maps."""
+        return self.endpoint("fal-ai/svd")  # type: ignore[no-any-return]
+
+    @property
+    def painter(self) -> TextToVideo:
+        """Prompts to pictures."""
+        return self.endpoint("fal-ai/fast-svd-lcm/text-to-video")  # type: ignore[no-any-return]
+
+    @cached_property
+    def originals(self) -> Mapping[str, Image.Image]:
+        """The pictures as they are."""
+        drawn = {
+            name: Image.open(ROOT / "deployments/gateway/playground/examples" / f"{name}.jpg") for name in PICTURES
+        }
+        found = {**{name: _photograph(name) for name in PHOTOGRAPHS}, **drawn}
+        return dict(list(found.items())[: self._most])
+
+    @cached_property
+    def pictures(self) -> Mapping[str, Image.Image]:
+        """The pictures as the service would crop them to its first size."""
+        return {name: fit(picture, self.fast.config.sizes[:1]) for name, picture in self.originals.items()}
+
+    def _clip(self, name: str, motion: int, steps: int = FEW, aug: float = 0.02, more: str = "") -> np.ndarray:
+        """Frames, uint8 [F, H, W, 3], of the fast endpoint; of the guided one, where there are more steps or ``more``.
+
+        ``more`` is ``mask``, or where depth maps go.
+        """
+        model = self.guided if more or steps > FEW else self.fast
+        picture = self.pictures[name]
+        frames = model.config.frames
+        led = {"depth": tuple(depth_maps(picture, more, frames))} if more in clips.PANS else {}
+        still = {"still": right_half(picture)} if more == "mask" else {}
+        asked = Clip(picture, 0, motion, aug, length=frames, **led, **still)
+        return np.asarray(model.generate([asked], steps, lambda done: [0])[0])
+
+    def training_clip(self, name: str, motion: int) -> np.ndarray:
+        """What the network would have learnt from for a picture: the same, as the program of the clips moves it."""
+        original = self.originals[name]
+        side = min(original.size)
+        square = np.asarray(fit(original, [clips.Size(side, side)]).resize((256, 256), Image.Resampling.LANCZOS))
+        rng = np.random.default_rng(0)
+        size = self.fast.config.sizes[0]
+        path = clips.Path.of("drift", motion, size, rng, self.fast.config.frames)
+        return _bytes(clips.film(square, path, size, rng))
+
+    def _painted(self, prompt: str) -> np.ndarray:
+        """The picture of a prompt, uint8 [H, W, 3]."""
+        painter = self.painter
+        return np.asarray(painter.paint(painter.Input(prompt=prompt, seed=0)))  # type: ignore[call-arg, arg-type]
+
+
+def _photograph(name: str) -> Image.Image:
+    pixels = getattr(data, name)()
+    return Image.fromarray(pixels[0] if isinstance(pixels, tuple) else pixels).convert("RGB")
+
+
+def _bytes(frames: torch.Tensor) -> np.ndarray:
+    """Frames [F, 3, H, W] in -1..1 as uint8 [F, H, W, 3]."""
+    pixels: np.ndarray = ((frames + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return pixels
+
+
+def right_half(picture: Image.Image) -> np.ndarray:
+    """A mask: the right half stays, bool [H, W]."""
+    return np.arange(picture.width)[None].repeat(picture.height, 0) >= picture.width // 2
+
+
+def depth_maps(picture: Image.Image, pan: str, frames: int) -> Iterator[Image.Image]:
+    """Maps of a near hill on a plain, which go somewhere as far as a clip of full motion does."""
+    x, y = np.meshgrid(np.linspace(-1, 1, picture.width), np.linspace(-1, 1, picture.height))
+    for done in np.linspace(0, 2 * clips.PAN, frames):  # of -1..1, half of which is a pan's unit
+        right, down = (done * part for part in clips.PANS[pan])
+        hill = np.exp(-(((x - right) / 0.4) ** 2) - ((y - down) / 0.5) ** 2)
+        grey = np.clip(40 + 30 * (y - down) + 150 * hill, 0, 255).astype(np.uint8)
+        yield Image.fromarray(grey).convert("RGB")
+
+
+# ---------------------------------------------------------------- findings
+
+
+def motion_rises(exhibits: Exhibits) -> Finding:
+    """Optical flow by motion id."""
+    far = [np.mean([distance(exhibits.clip(name, motion)) for name in exhibits.pictures]) for motion in MOTIONS]
+    rises = all(less < more for less, more in pairwise(far))
+    found = ", ".join(f"{100 * each:.2f} %" for each in far)
+    return Finding(
+        f"what is seen moves farther at motion {', '.join(map(str, MOTIONS))}",
+        f"{found} of the width",
+        "each farther, the last 3 times as far as the first",
+        rises and bool(far[-1] >= 3 * far[0]),
+    )
+
+
+def the_least_is_nearly_still(exhibits: Exhibits) -> Finding:
+    """Motion 1."""
+    far = max(distance(exhibits.clip(name, 1)) for name in exhibits.pictures)
+    return Finding(
+        "at motion 1 a clip is nearly still", f"at most {100 * far:.2f} % of the width", "below 0.7 %", far < 0.007
+    )
+
+
+def the_first_frame_is_the_picture(exhibits: Exhibits) -> Finding:
+    """PSNR over all motions."""
+    near = [
+        psnr(exhibits.clip(name, motion)[0], np.asarray(picture))
+        for name, picture in exhibits.pictures.items()
+        for motion in MOTIONS
+    ]
+    found = f"{min(near):.1f} dB at the least, {np.mean(near):.1f} on average"
+    return Finding("the first frame is close to the picture", found, "22 dB at the least", min(near) >= 22)
+
+
+def nothing_flickers(exhibits: Exhibits) -> Finding:
+    """Against the clips that the network learnt from, of the same pictures and motions."""
+    pairs = [(name, motion) for name in exhibits.pictures for motion in MOTIONS[1:]]
+    ours = float(np.mean([flicker(exhibits.clip(*pair)) for pair in pairs]))
+    theirs = float(np.mean([flicker(exhibits.training_clip(*pair)) for pair in pairs]))
+    found = f"{ours:.2f} of 255, where the training clips have {theirs:.2f}"
+    return Finding("frames are consistent", found, "no more than the training clips", ours <= theirs)
+
+
+def white_stays_and_black_moves(exhibits: Exhibits) -> Finding:
+    """The mask."""
+    off, moved = 0, []
+    for name in list(exhibits.pictures)[:LED]:
+        picture, frames = exhibits.pictures[name], exhibits.clip(name, 255, more="mask")
+        still = right_half(picture)
+        off = max(off, int(np.abs(frames[:, still].astype(int) - np.asarray(picture)[still]).max()))
+        moved.append(distance(frames, ~still))
+    found = f"white is off by {off} of 255, black moves by {100 * float(np.mean(moved)):.2f} % of the width"
+    return Finding("white stays and black moves", found, "0, and 1 % or more", off == 0 and np.mean(moved) >= 0.01)
+
+
+def clips_go_where_depth_maps_go(exhibits: Exhibits) -> Finding:
+    """To the left and to the right."""
+    gone = {
+        pan: np.mean(
+            [displacements(exhibits.clip(name, 127, more=pan))[..., 0].mean() for name in list(exhibits.pictures)[:LED]]
+        )
+        for pan in ("left", "right")
+    }
+    return Finding(
+        "clips go where depth maps go",
+        f"left {100 * gone['left']:+.1f} %, right {100 * gone['right']:+.1f} % of the width",
+        "-2 % or less, +2 % or more",
+        bool(gone["left"] <= -0.02 and gone["right"] >= 0.02),
+    )
+
+
+def few_steps_are_like_many(exhibits: Exhibits) -> Finding:
+    """Flow and sharpness of the fast endpoint against those of guided sampling."""
+    names = list(exhibits.pictures)[:LED]
+
+    def mean(measure: Callable[[np.ndarray], float], steps: int) -> float:
+        return float(np.mean([measure(exhibits.clip(name, 127, steps)) for name in names]))
+
+    ratios = [mean(measure, FEW) / mean(measure, MANY) for measure in (distance, lambda frames: sharpness(frames[-1]))]
+    return Finding(
+        f"{FEW} steps are close to {MANY} guided ones",
+        f"{ratios[0]:.2f} times the motion, {ratios[1]:.2f} times the sharpness",
+        "0.67 to 1.5 times",
+        all(2 / 3 <= ratio <= 1.5 for ratio in ratios),
+    )
+
+
+def clips_stay_sharp(exhibits: Exhibits) -> Finding:
+    """The last frame against that of the clip that the network would have learnt from."""
+    pairs = [(name, 127) for name in exhibits.pictures]
+    ours = np.mean([sharpness(exhibits.clip(*pair)[-1]) for pair in pairs])
+    theirs = np.mean([sharpness(exhibits.training_clip(*pair)[-1]) for pair in pairs])
+    found = f"{ours / theirs:.2f} times the training clips'"
+    return Finding("the last frame is sharp", found, "0.5 times or more", bool(ours >= 0.5 * theirs))
+
+
+def augmentation_keeps_less(exhibits: Exhibits) -> Finding:
+    """``cond_aug``."""
+    levels = (0.0, 0.5, 2.0)
+    near = [
+        float(
+            np.mean(
+                [psnr(exhibits.clip(name, 127, aug=level)[0], np.asarray(exhibits.pictures[name])) for name in names]
+            )
+        )
+        for names in [list(exhibits.pictures)[:LED]]
+        for level in levels
+    ]
+    found = ", ".join(f"{each:.1f} dB" for each in near)
+    return Finding("cond_aug 0, 0.5, 2 keeps less of the picture", found, "each less", near[0] > near[1] > near[2])
+
+
+def prompts_give_colours_and_shapes(exhibits: Exhibits) -> Finding:
+    """A shape on a ground, each of its colour."""
+    right = [
+        is_shape(of_colour(picture, colour), shape) and of_colour(picture, ground).mean() > 0.3
+        for colour, shape, ground in PAIRS
+        for picture in [exhibits.painted(prompt_of(colour, shape, ground))]
+    ]
+    found = f"{sum(right)} of {len(right)}"
+    return Finding(
+        "prompts give their two colours and the shape", found, f"{len(right) - 1}", sum(right) >= len(right) - 1
+    )
+
+
+def prompt_of(colour: str, shape: str, ground: str) -> str:
+    """How one would ask for it."""
+    return f"a {colour} {shape} on a {ground} background"
+
+
+CLAIMS: Sequence[Callable[[Exhibits], Finding]] = (
+    motion_rises,
+    the_least_is_nearly_still,
+    the_first_frame_is_the_picture,
+    nothing_flickers,
+    clips_stay_sharp,
+    white_stays_and_black_moves,
+    clips_go_where_depth_maps_go,
+    few_steps_are_like_many,
+    augmentation_keeps_less,
+    prompts_give_colours_and_shapes,
+)
+
+
+# ---------------------------------------------------------------- sheets
+
+
+def sheets(exhibits: Exhibits) -> Iterator[tuple[str, Image.Image]]:
+    """What is for looking at, by name: a row for each picture, first, middle and last frame of each clip."""
+    rows = [[exhibits.clip(name, motion) for motion in (1, 127, 255)] for name in exhibits.pictures]
+    yield "motion", _sheet(rows)
+    few = list(exhibits.pictures)[:LED]
+    yield (
+        "led",
+        _sheet(
+            [
+                [
+                    exhibits.clip(name, 127, more="left"),
+                    exhibits.clip(name, 127, more="right"),
+                    exhibits.clip(name, 255, more="mask"),
+                ]
+                for name in few
+            ]
+        ),
+    )
+    yield "steps", _sheet([[exhibits.clip(name, 127, FEW), exhibits.clip(name, 127, MANY)] for name in few])
+    painted = [exhibits.painted(prompt_of(*pair)) for pair in PAIRS]
+    yield "prompts", contact_sheet([_floats(np.stack(painted[:4])), _floats(np.stack(painted[4:]))])
+
+
+def _sheet(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
+    """Clips' first, middle and last frames, a row of clips for each of ``rows``."""
+    return contact_sheet(
+        [_floats(np.concatenate([frames[[0, len(frames) // 2, -1]] for frames in row])) for row in rows]
+    )
+
+
+def _floats(frames: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; the exit status is 1 where something does not hold."""
+    parser = argparse.ArgumentParser(prog="python -m training.evidence", description="Look at what the weights can do.")
+    parser.add_argument(
+        "--config", type=Path, default=ROOT / "serve_config.yaml", help="what is served (default: ours)"
+    )
+    parser.add_argument("--sheets", type=Path, help="where to write contact sheets")
+    parser.add_argument("--device", default="cpu", help="where (default: cpu)")
+    parser.add_argument("--only", help="claims whose name holds this word")
+    options = parser.parse_args(arguments)
+    exhibits = Exhibits(options.config, options.device)
+    holds = True
+    for claim in CLAIMS:
+        if options.only and options.only not in claim.__name__:
+            continue
+        finding = claim(exhibits)
+        holds &= finding.holds
+        print(
+            f"{'yes' if finding.holds else 'NO ':3} | {finding.claim} | {finding.found} | {finding.bound}", flush=True
+        )
+    if options.sheets:
+        options.sheets.mkdir(parents=True, exist_ok=True)
+        for name, sheet in sheets(exhibits):
+            sheet.save(options.sheets / f"{name}.png")
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
