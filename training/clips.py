@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from deployments.models.size import Size
-from training.pictures import shape_mask
+from training.pictures import draw_depth, shape_mask
 
 FRAMES = 14
 """Frames in a clip: as many as the first SVD was trained on."""
@@ -51,6 +51,9 @@ MODES: Mapping[str, float] = {
 Mostly the camera comes nearer and drifts somewhere: what it will show is all in the first picture, and whoever does not
 know where it drifts to is about right to come nearer. A small network learns that soonest.
 """
+
+LED_MODES: Mapping[str, float] = {**dict.fromkeys(PANS, 0.15), "drift": 0.25, "zoom out": 0.1, "turn": 0.05}
+"""The same of clips that depth maps lead."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,13 @@ class Clip:
         frames: [F, 3, H, W] in -1..1.
         motion: The motion id, 1 to 255.
         mode: One of MODES.
+        maps: Of how near things are, [F, 1, H, W] in -1..1; None where there are none.
     """
 
     frames: torch.Tensor
     motion: int
     mode: str
+    maps: torch.Tensor | None = None
 
 
 def draw_motion(rng: np.random.Generator) -> int:
@@ -133,6 +138,16 @@ def make_clip(
     far = film(_pick(pictures, rng), path.scaled(0.4), size, rng)
     cover = near[:, 3:] / 2 + 0.5
     return Clip(far + cover * (near[:, :3] - far), motion, mode)
+
+
+def make_led_clip(pictures: np.ndarray, rng: np.random.Generator, size: Size) -> Clip:
+    """A clip with depth maps that move as it does; the motion id says nothing, for the maps say all."""
+    mode = str(rng.choice(list(LED_MODES), p=np.array(list(LED_MODES.values())) / sum(LED_MODES.values())))
+    path = Path.of(mode, rng.uniform(0, MOST_MOTION), size, rng)
+    picture = _pick(pictures, rng)
+    depth = draw_depth(rng, len(picture))
+    filmed = film(np.concatenate([picture, depth[..., None]], -1), path, size, rng)
+    return Clip(filmed[:, :3], draw_motion(rng), mode, filmed[:, 3:])
 
 
 def film(picture: np.ndarray, path: Path, size: Size, rng: np.random.Generator) -> torch.Tensor:

@@ -30,6 +30,7 @@ from deployments.settings import AppArgs
 from training import clips
 from training.loop import contact_sheet
 from training.measures import displacements, distance, flicker, is_shape, of_colour, psnr, sharpness
+from training.scenes import a
 
 ROOT = Path(__file__).parents[1]
 
@@ -313,7 +314,7 @@ def prompts_give_colours_and_shapes(exhibits: Exhibits) -> Finding:
 
 def prompt_of(colour: str, shape: str, ground: str) -> str:
     """How one would ask for it."""
-    return f"a {colour} {shape} on a {ground} background"
+    return f"{a(colour)} {shape} on {a(ground)} background"
 
 
 CLAIMS: Sequence[Callable[[Exhibits], Finding]] = (

@@ -12,21 +12,10 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
+from training.scenes import COLOURS
+
 HOPS = 3
 """Motion is measured over so many parts of a clip: in one, much moves too far to be found again."""
-
-COLOURS: Mapping[str, tuple[int, int, int]] = {
-    "red": (205, 40, 40),
-    "orange": (240, 140, 30),
-    "yellow": (245, 215, 50),
-    "green": (50, 150, 60),
-    "blue": (40, 80, 200),
-    "purple": (130, 50, 160),
-    "pink": (245, 150, 190),
-    "white": (245, 245, 245),
-    "black": (20, 20, 20),
-}
-"""What is meant by a word, in sRGB."""
 
 FILLED: Mapping[str, tuple[float, float]] = {"circle": (0.68, 0.87), "square": (0.87, 1.0), "triangle": (0.35, 0.68)}
 """How much of its upright bounding box a shape fills: pi / 4, all and half of it, give or take a blurred edge."""

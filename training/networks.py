@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
+    UNet2DConditionModel,
+    UNetSpatioTemporalConditionModel,
+)
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
 from torch import nn
 from torch.nn import functional
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from deployments.models.networks import DepthControlNet
 
 LATENT_CHANNELS = 24
 """Eight numbers of a picture become one: photographs of this size are all edges, and four channels lose them."""
@@ -21,8 +36,14 @@ VAE_WIDTHS = (32, 32, 64, 96)
 UNET_WIDTHS = (64, 96)
 """Every group norm has 32 groups, and with one channel in each it would take away what a time embedding adds."""
 
+MAP_WIDTHS = (8, 16, 32, 32)
+"""What depth maps go through while they are halved three times."""
+
 EMBEDDING = 32
 """Width of the picture's embedding."""
+
+WORDS = 64
+"""Width of a word's."""
 
 
 def video_vae() -> AutoencoderKLTemporalDecoder:
@@ -38,6 +59,25 @@ def video_vae() -> AutoencoderKLTemporalDecoder:
     begin_plain(vae)
     with torch.no_grad():
         nn.init.dirac_(vae.decoder.time_conv_out.weight)
+    return vae
+
+
+def image_vae(video: Mapping[str, torch.Tensor]) -> AutoencoderKL:
+    """The same for single pictures. It begins with what the decoder of clips, ``video``, does to each frame."""
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(VAE_WIDTHS),
+        up_block_types=("UpDecoderBlock2D",) * len(VAE_WIDTHS),
+        block_out_channels=VAE_WIDTHS,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        sample_size=64,
+        scaling_factor=1.0,
+    )
+    begin_plain(vae)
+    nn.init.dirac_(vae.post_quant_conv.weight)
+    nn.init.zeros_(vae.post_quant_conv.bias)
+    known = {name.replace("spatial_res_block.", ""): value for name, value in video.items()}
+    vae.load_state_dict({name: known.get(name, value) for name, value in vae.state_dict().items()})
     return vae
 
 
@@ -90,6 +130,56 @@ def video_unet() -> UNetSpatioTemporalConditionModel:
     begin_plain(unet)
     nn.init.zeros_(unet.conv_out.weight)
     return unet
+
+
+def depth_controlnet(unet: UNetSpatioTemporalConditionModel) -> DepthControlNet:
+    """The ControlNet of a UNet; it begins with what the UNet's encoder has learnt, and adds nothing."""
+    names = set(inspect.signature(DepthControlNet.__init__).parameters) - {"self"}
+    network: DepthControlNet = DepthControlNet(
+        conditioning_embedding_out_channels=MAP_WIDTHS,
+        **{name: unet.config[name] for name in names & unet.config.keys()},
+    )
+    known = unet.state_dict()
+    network.load_state_dict({name: known.get(name, value) for name, value in network.state_dict().items()})
+    for parameter in network.controlnet_cond_embedding.conv_out.parameters():
+        nn.init.normal_(parameter, std=0.1)  # two zeros behind each other would learn slowly
+    return network
+
+
+def image_unet() -> UNet2DConditionModel:
+    """Stable Diffusion's UNet with two levels, both of which see the words."""
+    unet = UNet2DConditionModel(
+        sample_size=18,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        block_out_channels=UNET_WIDTHS,
+        layers_per_block=1,
+        cross_attention_dim=WORDS,
+        attention_head_dim=(2, 3),  # heads, in spite of the name
+    )
+    begin_plain(unet)
+    nn.init.zeros_(unet.conv_out.weight)
+    return unet
+
+
+def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """CLIP's text half."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WORDS,
+            intermediate_size=2 * WORDS,
+            projection_dim=WORDS,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 def image_encoder() -> CLIPVisionModelWithProjection:

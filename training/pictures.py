@@ -35,6 +35,19 @@ def draw(seed: int, side: int = SIDE) -> np.ndarray:
     return _expose(canvas, rng)
 
 
+def draw_depth(rng: np.random.Generator, side: int = SIDE) -> np.ndarray:
+    """How near things are, uint8 [side, side]: a plain that comes nearer downwards, and things before each other."""
+    rows = np.linspace(0, 1, side, dtype=np.float32)[:, None]
+    depth = np.broadcast_to(rng.uniform(0, 0.3) + rng.uniform(0, 0.4) * rows, (side, side)).copy()
+    for near in np.sort(rng.uniform(0.1, 1, int(rng.integers(3, 20)))):
+        mask, left, top = _shape(rng, side)
+        x0, x1, y0, y1 = max(left, 0), min(left + len(mask), side), max(top, 0), min(top + len(mask), side)
+        cover = mask[y0 - top : y1 - top, x0 - left : x1 - left]
+        depth[y0:y1, x0:x1] += cover * (np.float32(near) - depth[y0:y1, x0:x1])
+    blurred = Image.fromarray((depth * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(rng.uniform(0, 4)))
+    return np.asarray(blurred)
+
+
 def shape_mask(rng: np.random.Generator, side: int, size: float) -> np.ndarray:
     """A shape about ``size`` times as large as its square of ``side`` pixels, in its middle: float32 in 0..1."""
     radius = size * side / 2

@@ -17,7 +17,7 @@ from deployments.models.sampler import FPS_ID
 from deployments.models.schedules import Schedule, lcm_schedule
 from deployments.models.size import Size
 from training.bank import Bank, Shard
-from training.clips import FRAMES, MODES, make_clip
+from training.clips import FRAMES, Clip, make_clip
 from training.loop import Loss, Recipe, contact_sheet
 from training.vae import Patches
 
@@ -41,33 +41,39 @@ BLIND = 0.1
 """Part of the clips whose picture is withheld, for classifier-free guidance."""
 
 
+Encode = Callable[[torch.Tensor], torch.Tensor]
+
+Ask = Callable[..., torch.Tensor]
+"""A network that answers with velocities: it is told the clips, and what the service tells its UNet."""
+
+
+def asking(unet: Any) -> Ask:
+    """What the UNet answers by itself."""
+    return lambda clips, *asked: torch.as_tensor(unet(*asked).sample)
+
+
 def clip_maker(
-    encode: Callable[[torch.Tensor], torch.Tensor], embed: Callable[[torch.Tensor], torch.Tensor], pictures: np.ndarray
+    encode: Encode, embed: Encode, pictures: np.ndarray, shoot: Callable[..., Clip] = make_clip, count: int = SHARD
 ) -> Callable[..., Shard]:
-    """Makes the shards of the bank that the UNet learns from.
+    """Makes the shards of a bank.
 
     Args:
         encode: Frames [N, 3, H, W] to latents [N, C, h, w].
         embed: The image encoder: pictures [N, 3, H, W] to embeddings [N, 1, D].
         pictures: uint8 [N, S, S, 3].
+        shoot: Makes a clip from pictures, a source of chance, and a size.
+        count: Clips of a shard.
     """
 
     @torch.no_grad()
     def make(rng: np.random.Generator, size: Size) -> Shard:
-        rows = [_encode(encode, embed, pictures, rng, size) for _ in range(SHARD)]
+        rows = [_encode(encode, embed, shoot(pictures, rng, size), rng) for _ in range(count)]
         return {name: torch.stack([row[name] for row in rows]).half() for name in rows[0]}
 
     return make
 
 
-def _encode(
-    encode: Callable[[torch.Tensor], torch.Tensor],
-    embed: Callable[[torch.Tensor], torch.Tensor],
-    pictures: np.ndarray,
-    rng: np.random.Generator,
-    size: Size,
-) -> Shard:
-    clip = make_clip(pictures, rng, size, modes=MODES)
+def _encode(encode: Encode, embed: Encode, clip: Clip, rng: np.random.Generator) -> Shard:
     augmentation = float(np.exp(rng.normal(*LOG_AUGMENTATION)))
     noise = torch.from_numpy(rng.standard_normal(clip.frames[0].shape, np.float32))
     first = clip.frames[:1] + augmentation * noise
@@ -77,11 +83,12 @@ def _encode(
         "first": encoded[-1:],
         "embedding": embed(clip.frames[:1])[0],
         "time_ids": torch.tensor([FPS_ID, clip.motion, augmentation]),
+        **({} if clip.maps is None else {"maps": clip.maps}),
     }
 
 
-def unet_loss(unet: Any, bank: Bank, recipe: Recipe) -> Loss:
-    """What a step of the UNet is to lessen: the error of its velocity."""
+def unet_loss(ask: Ask, bank: Bank, recipe: Recipe) -> Loss:
+    """What a step of the network is to lessen: the error of its velocity."""
 
     def loss(step: int) -> torch.Tensor:
         rng = recipe.generator(step)
@@ -91,32 +98,34 @@ def unet_loss(unet: Any, bank: Bank, recipe: Recipe) -> Loss:
         sigma = torch.from_numpy(np.exp(rng.normal(*LOG_SIGMA, CLIPS))).float().to(recipe.device)
         seen = torch.from_numpy((rng.random(CLIPS) >= BLIND).astype(np.float32)).to(recipe.device)
         noisy = clips["clip"] + sigma[:, None, None, None, None] * torch.randn_like(clips["clip"])
-        velocity = predict(unet, noisy, sigma, clips, seen)
+        velocity = predict(ask, noisy, sigma, clips, seen)
         return (velocity.float() - wanted_velocity(clips["clip"], noisy, sigma)).square().mean()
 
     return loss
 
 
-def predict(
-    unet: Any, noisy: torch.Tensor, sigma: torch.Tensor, clips: Shard, seen: torch.Tensor, **more: Any
-) -> torch.Tensor:
+def predict(ask: Ask, noisy: torch.Tensor, sigma: torch.Tensor, clips: Shard, seen: torch.Tensor) -> torch.Tensor:
     """The velocity [B, F, C, h, w] of noisy clips at noise levels [B], blind to the picture where ``seen`` [B] is 0."""
     scaled = noisy / torch.sqrt(sigma**2 + 1)[:, None, None, None, None]
     first = (clips["first"] * seen[:, None, None, None, None]).expand(-1, noisy.shape[1], -1, -1, -1)
     embedding = clips["embedding"] * seen[:, None, None]
-    answer = unet(torch.cat([scaled, first], dim=2), 0.25 * sigma.log(), embedding, clips["time_ids"], **more)
-    return torch.as_tensor(answer if isinstance(answer, torch.Tensor) else answer.sample)
+    return ask(clips, torch.cat([scaled, first], dim=2), 0.25 * sigma.log(), embedding, clips["time_ids"])
 
 
 def wanted_velocity(clean: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """The velocity from which ``Schedule.clean`` would guess right."""
-    sigma = sigma[:, None, None, None, None]
+    sigma = sigma.reshape(-1, *[1] * (clean.dim() - 1))
     return (noisy / (sigma**2 + 1) - clean) * torch.sqrt(sigma**2 + 1) / sigma
 
 
 @torch.no_grad()
 def sample(
-    unet: Any, clips: Shard, schedule: Schedule, guidance: tuple[float, float], seed: int, frames: int = FRAMES
+    ask: Ask,
+    clips: Shard,
+    schedule: Schedule,
+    guidance: tuple[float, float],
+    seed: int,
+    frames: int = FRAMES,
 ) -> torch.Tensor:
     """Latents [B, F, C, h, w] from the pictures and time ids of some clips, as the service samples them."""
     generator = torch.Generator().manual_seed(seed)
@@ -127,9 +136,9 @@ def sample(
     latents = torch.randn(count, frames, *shape, generator=generator).to(device) * schedule.initial_scale
     for index in range(schedule.steps):
         sigma = schedule.sigmas[index] * seen
-        velocity = predict(unet, latents, sigma, clips, seen)
+        velocity = predict(ask, latents, sigma, clips, seen)
         if max(guidance) > 1:
-            blind = predict(unet, latents, sigma, clips, 0 * seen)
+            blind = predict(ask, latents, sigma, clips, 0 * seen)
             velocity = blind + strength * (velocity - blind)
         noise = torch.randn(latents.shape, generator=generator).to(device) if schedule.needs_noise(index) else None
         latents = schedule.step(latents, velocity, index, noise)
@@ -148,7 +157,7 @@ def unet_sheet(
 
     def sheet(unet: Any) -> Image.Image:
         on_device = {name: values.to(unet.device) for name, values in conditions.items()}
-        latents = sample(unet, on_device, lcm_schedule(4), (1.0, 1.0), seed=0).cpu()
+        latents = sample(asking(unet), on_device, lcm_schedule(4), (1.0, 1.0), seed=0).cpu()
         shown = [0, FRAMES // 3, 2 * FRAMES // 3, FRAMES - 1]
         clips = [patches.decode(clip[shown]).clamp(-1, 1) for clip in latents]
         return contact_sheet([torch.cat([picture[None], clip]) for picture, clip in zip(pictures, clips, strict=True)])

@@ -23,11 +23,15 @@ from deployments.models.size import Size
 from training.clips import FRAMES, make_clip
 from training.loop import Loss, Recipe, contact_sheet
 from training.networks import LATENT_CHANNELS
+from training.scenes import draw_scene
 
 CROP = Size(64, 64)
 
 CLIPS, TOGETHER = 4, 3
 """Clips a step, and frames in each, while the decoder learns."""
+
+STILLS = 8
+"""Scenes a step, while that of single pictures learns; of other pictures there are half as many."""
 
 LARGE, STRAIGHT = 128.0, 32.0
 """The constant beside the encoder's numbers, which are up to about 14; and where its SiLU is straight."""
@@ -147,43 +151,58 @@ def _crop(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return picture[y : y + CROP.height, x : x + CROP.width]
 
 
-def decoder_loss(vae: Any, pictures: np.ndarray, recipe: Recipe) -> Loss:
+Batch = Callable[[np.random.Generator], torch.Tensor]
+"""Draws what a step sees: frames [N, 3, H, W] in -1..1."""
+
+
+def decoder_loss(vae: Any, batch: Batch, decode: Callable[[torch.Tensor], Any], recipe: Recipe) -> Loss:
     """What a step of the decoder is to lessen; the encoder stays as it is."""
     vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
 
     def loss(step: int) -> torch.Tensor:
         rng = recipe.generator(step)
-        clips = torch.cat([_frames(pictures, rng, TOGETHER) for _ in range(CLIPS)]).to(recipe.device)
+        wanted = batch(rng).to(recipe.device)
         torch.manual_seed(int(rng.integers(2**31)))
         with torch.no_grad():
-            latents = vae.encode(clips).latent_dist.sample()
-        made = vae.decode(latents, num_frames=TOGETHER).sample
-        return _error(made, clips, torch.ones_like(clips[:, :1]))
+            latents = vae.encode(wanted).latent_dist.sample()
+        return _error(decode(latents).sample, wanted)
 
     return loss
 
 
-def _error(made: torch.Tensor, wanted: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """Of pixels and of their differences, where something is known."""
-    error = (made.float() - wanted) * known
+def clips_of(pictures: np.ndarray) -> Batch:
+    """Some frames of some clips, each ``TOGETHER`` after each other."""
+    return lambda rng: torch.cat([_frames(pictures, rng) for _ in range(CLIPS)])
+
+
+def stills_of(pictures: np.ndarray) -> Batch:
+    """Scenes, and crops of pictures."""
+
+    def batch(rng: np.random.Generator) -> torch.Tensor:
+        scenes = [draw_scene(rng, CROP)[1] for _ in range(STILLS)]
+        crops = [_crop(pictures[int(rng.integers(len(pictures)))], rng) for _ in range(STILLS // 2)]
+        return torch.from_numpy(np.stack([*scenes, *crops])).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    return batch
+
+
+def _error(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Of pixels and of their differences."""
+    error = made.float() - wanted
     return _size(error) + EDGES * (_size(error.diff(dim=-1)) + _size(error.diff(dim=-2)))
 
 
-def vae_sheet(pictures: torch.Tensor) -> Callable[[Any], Image.Image]:
-    """Draw pictures [N, 3, H, W] above what comes back."""
+def vae_sheet(pictures: torch.Tensor, decode: Callable[[torch.Tensor], Any]) -> Callable[[Any], Image.Image]:
+    """Draw pictures [N, 3, H, W] above what comes back, each decoded for itself."""
 
     @torch.no_grad()
     def sheet(vae: Any) -> Image.Image:
-        return contact_sheet([pictures, torch.cat([reconstruct(vae, picture[None]) for picture in pictures])])
+        latents = vae.encode(pictures.to(vae.device)).latent_dist.mode()
+        made = torch.cat([decode(each[None]).sample for each in latents])
+        return contact_sheet([pictures, made.clamp(-1, 1).cpu()])
 
     return sheet
-
-
-@torch.no_grad()
-def reconstruct(vae: Any, frames: torch.Tensor) -> torch.Tensor:
-    """Frames [F, 3, H, W] in -1..1 there and back."""
-    decoded: torch.Tensor = vae.decode(vae.encode(frames).latent_dist.mode(), num_frames=len(frames)).sample
-    return decoded.clamp(-1, 1)
 
 
 def psnr(made: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -191,10 +210,10 @@ def psnr(made: torch.Tensor, wanted: torch.Tensor) -> float:
     return float(10 * torch.log10(4 / (made - wanted).square().mean()))
 
 
-def _frames(pictures: np.ndarray, rng: np.random.Generator, count: int) -> torch.Tensor:
+def _frames(pictures: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
     """Some frames of a clip, at one of several speeds."""
-    clip = make_clip(pictures, rng, CROP, frames=FRAMES if count > 1 else 1).frames
-    return clip[:: int(rng.integers(1, FRAMES // count + 1))][:count]
+    clip = make_clip(pictures, rng, CROP).frames
+    return clip[:: int(rng.integers(1, FRAMES // TOGETHER + 1))][:TOGETHER]
 
 
 def _size(error: torch.Tensor) -> torch.Tensor:

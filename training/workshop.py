@@ -18,17 +18,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from deployments.models.networks import VideoUNet
 from deployments.models.vision import Normalisation, encoder_pixels
 from training import networks
 from training.bank import Bank
+from training.clips import Clip, make_clip, make_led_clip
+from training.control import control_sheet, led
 from training.loop import Loss, Recipe, Sheet, Training
+from training.painter import Painter, painter_loss, painter_sheet, tokenizer
 from training.pictures import draw
-from training.unet import clip_maker, unet_loss, unet_sheet
-from training.vae import Patches, decoder_loss, vae_sheet
+from training.unet import SHARD, asking, clip_maker, unet_loss, unet_sheet
+from training.vae import TOGETHER, Patches, clips_of, decoder_loss, stills_of, vae_sheet
 
 CLIP_NORMALISATION = Normalisation(224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
-SEEDS = {"image_encoder": 1, "unet": 2, "decoder": 3}
+SEEDS = {"image_encoder": 1, "unet": 2, "decoder": 3, "control": 4, "painter": 5, "still_decoder": 6}
 """What each network's first weights are drawn from."""
 
 HELD_OUT = 1_000_000
@@ -41,23 +45,29 @@ class Scale:
 
     Attributes:
         pictures: Drawn to learn from.
+        shard: Clips of a bank that are made at a time.
         recipes: How each network is trained.
     """
 
     pictures: int
+    shard: int
     recipes: Mapping[str, Recipe]
 
 
 CPU = Scale(
     2000,
+    SHARD,
     {
         "decoder": Recipe(3000, rate=2e-3, warm_up=30, mean_over=200),
         "unet": Recipe(20000, rate=8e-4, mean_over=300, precision=torch.bfloat16),
+        "control": Recipe(2000, rate=8e-4, mean_over=200, precision=torch.bfloat16),
+        "painter": Recipe(12000, rate=1e-3, mean_over=300, precision=torch.bfloat16),
+        "still_decoder": Recipe(1500, rate=1e-3, warm_up=30, mean_over=200),
     },
 )
 """What the weights that ship were made with: hours on two cores."""
 
-TOY = Scale(4, {name: replace(recipe, steps=2, keep_seconds=0) for name, recipe in CPU.recipes.items()})
+TOY = Scale(4, 4, {name: replace(recipe, steps=2, keep_seconds=0) for name, recipe in CPU.recipes.items()})
 """For tests: everything once, nothing learnt."""
 
 
@@ -114,20 +124,62 @@ class Workshop:
     @cached_property
     def bank(self) -> Bank:
         """Clips as latents."""
-        return Bank(self.directory / "bank", clip_maker(self.patches.encode, self.embed, self.pictures))
+        return self._bank("bank", 0, make_clip)
 
     def decoder(self) -> Training:
         """Of the VAE, and with it the VAE."""
         vae = self._built("decoder", networks.video_vae)
         self.patches.install(vae)
-        recipe = self._recipe("decoder")
-        return self._training("decoder", vae, decoder_loss(vae, self.pictures, recipe), vae_sheet(self.held_out))
+        loss = decoder_loss(
+            vae,
+            clips_of(self.pictures),
+            lambda latents: vae.decode(latents, num_frames=TOGETHER),
+            self._recipe("decoder"),
+        )
+        sheet = vae_sheet(self.held_out, lambda latents: vae.decode(latents, num_frames=1))
+        return self._training("decoder", vae, loss, sheet)
+
+    def still_decoder(self) -> Training:
+        """Of the VAE for single pictures; it begins with what the other one has learnt."""
+        vae = self._built("still_decoder", lambda: networks.image_vae(self.learnt("decoder")))
+        self.patches.install(vae)
+        loss = decoder_loss(vae, stills_of(self.pictures), vae.decode, self._recipe("still_decoder"))
+        return self._training("still_decoder", vae, loss, vae_sheet(self.held_out, vae.decode))
+
+    def painter(self) -> Training:
+        """Both towers of the text-to-image model."""
+        vocabulary = tokenizer()
+        painter = self._built("painter", lambda: Painter(vocabulary))
+        loss = painter_loss(painter, vocabulary, self.patches, self._recipe("painter"))
+        return self._training("painter", painter, loss, painter_sheet(vocabulary, self.patches))
 
     def unet(self) -> Training:
         """The video UNet."""
         unet = self._built("unet", networks.video_unet)
         sheet = unet_sheet(self.held_out, self.patches, self.embed)
-        return self._training("unet", unet, unet_loss(unet, self.bank, self._recipe("unet")), sheet)
+        return self._training("unet", unet, unet_loss(asking(unet), self.bank, self._recipe("unet")), sheet)
+
+    def control(self) -> Training:
+        """The depth ControlNet, once there is a UNet."""
+        unet = VideoUNet.from_config(networks.video_unet().config)
+        unet.load_state_dict(self.learnt("unet"))
+        networks.flatten_time(unet.requires_grad_(False).eval().to(self.device))
+        control = self._built("control", lambda: networks.depth_controlnet(unet))
+        bank = self._bank("led", 1, make_led_clip)
+        few = {name: values[:4].float().to(self.device) for name, values in bank.shard(0).items()}
+        sheet = control_sheet(unet, few, self.patches)
+        return self._training("control", control, unet_loss(led(unet, control), bank, self._recipe("control")), sheet)
+
+    def learnt(self, name: str) -> dict[str, torch.Tensor]:
+        """The running mean of a network's weights, as they were kept last."""
+        kept: dict[str, torch.Tensor] = torch.load(
+            self.directory / f"{name}.pt", weights_only=True, map_location="cpu"
+        )["mean"]
+        return kept
+
+    def _bank(self, name: str, seed: int, shoot: Callable[..., Clip]) -> Bank:
+        make = clip_maker(self.patches.encode, self.embed, self.pictures, shoot, self.scale.shard)
+        return Bank(self.directory / name, make, seed=seed)
 
     def _built(self, name: str, build: Callable[[], Any]) -> Any:
         torch.manual_seed(SEEDS[name])
