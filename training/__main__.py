@@ -19,6 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training", description="Train the small networks of svd-serve.")
     parser.add_argument("directory", type=Path, help="where pictures, banks and checkpoints are kept")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to train (default: {', '.join(NAMES)})")
+    parser.add_argument(
+        "--export", type=Path, metavar="DIR", help="train nothing; write checkpoints of what was trained"
+    )
     parser.add_argument("--device", default="cpu", help="where (default: cpu)")
     parser.add_argument("--steps", type=int, help="how many steps, in place of the recipe's")
     options = parser.parse_args(arguments)
@@ -32,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             CPU, recipes={name: replace(recipe, steps=options.steps) for name, recipe in CPU.recipes.items()}
         )
     workshop = Workshop(options.directory, scale, options.device)
+    if options.export:
+        return workshop.export(options.export)
     for name in options.names or NAMES:
         getattr(workshop, name)().run()
 

@@ -188,6 +188,8 @@ def depth_maps(picture: Image.Image, pan: str, frames: int) -> Iterator[Image.Im
 
 # ---------------------------------------------------------------- findings
 
+Claim = Callable[[Exhibits], Finding]
+
 
 def motion_rises(exhibits: Exhibits) -> Finding:
     """Optical flow by motion id."""
@@ -317,7 +319,7 @@ def prompt_of(colour: str, shape: str, ground: str) -> str:
     return f"{a(colour)} {shape} on {a(ground)} background"
 
 
-CLAIMS: Sequence[Callable[[Exhibits], Finding]] = (
+CLAIMS: Sequence[Claim] = (
     motion_rises,
     the_least_is_nearly_still,
     the_first_frame_is_the_picture,

@@ -24,6 +24,7 @@ from training import networks
 from training.bank import Bank
 from training.clips import Clip, make_clip, make_led_clip
 from training.control import control_sheet, led
+from training.layout import write_depth, write_svd, write_text_to_image
 from training.loop import Loss, Recipe, Sheet, Training
 from training.painter import Painter, painter_loss, painter_sheet, tokenizer
 from training.pictures import draw
@@ -161,8 +162,7 @@ class Workshop:
 
     def control(self) -> Training:
         """The depth ControlNet, once there is a UNet."""
-        unet = VideoUNet.from_config(networks.video_unet().config)
-        unet.load_state_dict(self.learnt("unet"))
+        unet = self._with_mean(VideoUNet.from_config(networks.video_unet().config), "unet")
         networks.flatten_time(unet.requires_grad_(False).eval().to(self.device))
         control = self._built("control", lambda: networks.depth_controlnet(unet))
         bank = self._bank("led", 1, make_led_clip)
@@ -170,12 +170,32 @@ class Workshop:
         sheet = control_sheet(unet, few, self.patches)
         return self._training("control", control, unet_loss(led(unet, control), bank, self._recipe("control")), sheet)
 
+    def export(self, directory: Path) -> None:
+        """Write checkpoints of all that has been trained so far."""
+        unet = self._with_mean(networks.video_unet(), "unet")
+        vae = self._with_mean(networks.video_vae(), "decoder")
+        write_svd(directory / "svd", unet=unet, vae=vae, image_encoder=self.image_encoder)
+        if self._kept("control").exists():
+            write_depth(directory / "depth", self._with_mean(networks.depth_controlnet(unet), "control"))
+        if self._kept("painter").exists() and self._kept("still_decoder").exists():
+            vocabulary = tokenizer()
+            painter = self._with_mean(Painter(vocabulary), "painter")
+            still_vae = self._with_mean(networks.image_vae({}), "still_decoder")
+            towers = {"unet": painter.unet, "text_encoder": painter.text_encoder}
+            write_text_to_image(directory / "text-to-image", vae=still_vae, tokenizer=vocabulary, **towers)
+
     def learnt(self, name: str) -> dict[str, torch.Tensor]:
         """The running mean of a network's weights, as they were kept last."""
-        kept: dict[str, torch.Tensor] = torch.load(
-            self.directory / f"{name}.pt", weights_only=True, map_location="cpu"
-        )["mean"]
+        kept: dict[str, torch.Tensor] = torch.load(self._kept(name), weights_only=True, map_location="cpu")["mean"]
         return kept
+
+    def _kept(self, name: str) -> Path:
+        """A network's checkpoint."""
+        return self.directory / f"{name}.pt"
+
+    def _with_mean(self, network: Any, name: str) -> Any:
+        network.load_state_dict(self.learnt(name))
+        return network
 
     def _bank(self, name: str, seed: int, shoot: Callable[..., Clip]) -> Bank:
         make = clip_maker(self.patches.encode, self.embed, self.pictures, shoot, self.scale.shard)
@@ -191,4 +211,4 @@ class Workshop:
         return replace(self.scale.recipes[name], device=self.device)
 
     def _training(self, name: str, network: Any, loss: Loss, sheet: Sheet) -> Training:
-        return Training(network, loss, self._recipe(name), self.directory / f"{name}.pt", sheet)
+        return Training(network, loss, self._recipe(name), self._kept(name), sheet)

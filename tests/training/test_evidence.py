@@ -1,0 +1,70 @@
+"""The claims hold for clips that were made by rule, and for still, noisy and wrong ones they do not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training import evidence
+from training.evidence import Exhibits
+from training.scenes import COLOURS
+
+CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
+
+
+class Ruled(Exhibits):
+    """Clips by rule, at once."""
+
+    def _clip(self, name: str, motion: int, steps: int = 0, aug: float = 0.0, more: str = "") -> np.ndarray:
+        return self.training_clip(name, motion)
+
+
+class Still(Exhibits):
+    """A picture, and nothing else."""
+
+    def _clip(self, name: str, motion: int, steps: int = 0, aug: float = 0.0, more: str = "") -> np.ndarray:
+        return np.asarray(self.pictures[name])[None].repeat(14, 0)
+
+
+class Noisy(Exhibits):
+    """Clips by rule, under noise."""
+
+    def _clip(self, name: str, motion: int, steps: int = 0, aug: float = 0.0, more: str = "") -> np.ndarray:
+        clip = self.training_clip(name, motion)
+        noise = np.random.default_rng(motion).normal(0, 30, clip.shape)
+        return (clip + noise).clip(0, 255).astype(np.uint8)
+
+
+class Painted(Exhibits):
+    """Prompts answered with a square of the first colour that they name on the last."""
+
+    def _painted(self, prompt: str) -> np.ndarray:
+        colours = [COLOURS[word] for word in prompt.split() if word in COLOURS]
+        picture = np.full((80, 144, 3), colours[-1], np.uint8)
+        picture[20:60, 50:90] = colours[0]
+        return picture
+
+
+@pytest.mark.parametrize(
+    ("kind", "claim", "holds"),
+    [
+        (Ruled, evidence.motion_rises, True),
+        (Still, evidence.motion_rises, False),
+        (Ruled, evidence.the_least_is_nearly_still, True),
+        (Noisy, evidence.the_least_is_nearly_still, False),
+        (Still, evidence.the_first_frame_is_the_picture, True),
+        (Noisy, evidence.the_first_frame_is_the_picture, False),
+        (Ruled, evidence.nothing_flickers, True),
+        (Noisy, evidence.nothing_flickers, False),
+        (Ruled, evidence.clips_stay_sharp, True),
+        (Ruled, evidence.white_stays_and_black_moves, False),
+        (Still, evidence.white_stays_and_black_moves, False),
+        (Still, evidence.clips_go_where_depth_maps_go, False),
+        (Ruled, evidence.few_steps_are_like_many, True),
+        (Still, evidence.augmentation_keeps_less, False),
+        (Painted, evidence.prompts_give_colours_and_shapes, False),
+    ],
+)
+def test_a_claim_holds_where_it_should(kind: type[Exhibits], claim: evidence.Claim, holds: bool) -> None:
+    finding = claim(kind(CONFIG, most=2))
+    assert finding.holds == holds, finding
