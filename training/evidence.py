@@ -24,7 +24,7 @@ from PIL import Image
 from skimage import data
 
 from deployments.inference.images import fit
-from deployments.models.base import Clip, VideoModel
+from deployments.models.base import Clip, Size, VideoModel
 from deployments.models.text_to_video import TextToVideo
 from deployments.settings import AppArgs
 from training import clips
@@ -34,8 +34,12 @@ from training.scenes import a
 
 ROOT = Path(__file__).parents[1]
 
+FAST = "fal-ai/fast-svd-lcm"
+
 PHOTOGRAPHS = ("astronaut", "cat", "coffee", "rocket", "stereo_motorcycle", "camera")
 """scikit-image's pictures of things, by the name of the function that answers with them."""
+
+EXAMPLES = ROOT / "deployments/gateway/playground/examples"
 
 PICTURES = ("boat", "hills", "balloon", "tea")
 """The playground's."""
@@ -105,7 +109,7 @@ class Exhibits:
     @property
     def fast(self) -> VideoModel:
         """Few steps."""
-        return self.endpoint("fal-ai/fast-svd-lcm")  # type: ignore[no-any-return]
+        return self.endpoint(FAST)  # type: ignore[no-any-return]
 
     @property
     def guided(self) -> VideoModel:
@@ -117,19 +121,27 @@ class Exhibits:
         """Prompts to pictures."""
         return self.endpoint("fal-ai/fast-svd-lcm/text-to-video")  # type: ignore[no-any-return]
 
+    @property
+    def size(self) -> Size:
+        """Of all clips: the first that the fast endpoint has."""
+        return self._endpoints[FAST].config.sizes[0]  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def frames(self) -> int:
+        """How many a clip has."""
+        return self._endpoints[FAST].config.frames
+
     @cached_property
     def originals(self) -> Mapping[str, Image.Image]:
         """The pictures as they are."""
-        drawn = {
-            name: Image.open(ROOT / "deployments/gateway/playground/examples" / f"{name}.jpg") for name in PICTURES
-        }
-        found = {**{name: _photograph(name) for name in PHOTOGRAPHS}, **drawn}
+        found = {name: _photograph(name) for name in PHOTOGRAPHS}
+        found |= {name: _read(EXAMPLES / f"{name}.jpg") for name in PICTURES}
         return dict(list(found.items())[: self._most])
 
     @cached_property
     def pictures(self) -> Mapping[str, Image.Image]:
         """The pictures as the service would crop them to its first size."""
-        return {name: fit(picture, self.fast.config.sizes[:1]) for name, picture in self.originals.items()}
+        return {name: fit(picture, [self.size]) for name, picture in self.originals.items()}
 
     def _clip(self, name: str, motion: int, steps: int = FEW, aug: float = 0.02, more: str = "") -> np.ndarray:
         """Frames, uint8 [F, H, W, 3], of the fast endpoint; of the guided one, where there are more steps or ``more``.
@@ -138,26 +150,29 @@ class Exhibits:
         """
         model = self.guided if more or steps > FEW else self.fast
         picture = self.pictures[name]
-        frames = model.config.frames
-        led = {"depth": tuple(depth_maps(picture, more, frames))} if more in clips.PANS else {}
+        led = {"depth": tuple(depth_maps(picture, more, self.frames))} if more in clips.PANS else {}
         still = {"still": right_half(picture)} if more == "mask" else {}
-        asked = Clip(picture, 0, motion, aug, length=frames, **led, **still)
+        asked = Clip(picture, 0, motion, aug, length=self.frames, **led, **still)
         return np.asarray(model.generate([asked], steps, lambda done: [0])[0])
 
     def training_clip(self, name: str, motion: int) -> np.ndarray:
         """What the network would have learnt from for a picture: the same, as the program of the clips moves it."""
         original = self.originals[name]
         side = min(original.size)
-        square = np.asarray(fit(original, [clips.Size(side, side)]).resize((256, 256), Image.Resampling.LANCZOS))
+        square = np.asarray(fit(original, [Size(side, side)]).resize((256, 256), Image.Resampling.LANCZOS))
         rng = np.random.default_rng(0)
-        size = self.fast.config.sizes[0]
-        path = clips.Path.of("drift", motion, size, rng, self.fast.config.frames)
-        return _bytes(clips.film(square, path, size, rng))
+        path = clips.Path.of("drift", motion, self.size, rng, self.frames)
+        return _bytes(clips.film(square, path, self.size, rng))
 
     def _painted(self, prompt: str) -> np.ndarray:
         """The picture of a prompt, uint8 [H, W, 3]."""
         painter = self.painter
         return np.asarray(painter.paint(painter.Input(prompt=prompt, seed=0)))  # type: ignore[call-arg, arg-type]
+
+
+def _read(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
 
 
 def _photograph(name: str) -> Image.Image:
