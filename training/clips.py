@@ -192,11 +192,11 @@ def _extent(path: Path, size: Size) -> np.ndarray:
 def _layer(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A shape cut from a picture, uint8 [S, S, 4], the last of which is what it covers."""
     cover = shape_mask(rng, len(picture), rng.uniform(0.3, 0.6))
-    return np.concatenate([picture, np.uint8(255 * cover)[..., None]], -1)
+    return np.concatenate([picture, (255 * cover).astype(np.uint8)[..., None]], -1)
 
 
 def _pick(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One of the pictures, in one of the eight ways to turn a square."""
-    picture = pictures[int(rng.integers(len(pictures)))]
+    """One of the pictures, perhaps upside down, perhaps mirrored."""
+    picture: np.ndarray = pictures[int(rng.integers(len(pictures)))]
     picture = np.rot90(picture, int(rng.integers(2)) * 2) if rng.random() < 0.3 else picture
     return picture[:, ::-1] if rng.random() < 0.5 else picture

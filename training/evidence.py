@@ -150,8 +150,8 @@ class Exhibits:
         """
         model = self.guided if more or steps > FEW else self.fast
         picture = self.pictures[name]
-        led = {"depth": tuple(depth_maps(picture, more, self.frames))} if more in clips.PANS else {}
-        still = {"still": right_half(picture)} if more == "mask" else {}
+        led: dict[str, Any] = {"depth": tuple(depth_maps(picture, more, self.frames))} if more in clips.PANS else {}
+        still: dict[str, Any] = {"still": right_half(picture)} if more == "mask" else {}
         asked = Clip(picture, 0, motion, aug, length=self.frames, **led, **still)
         return np.asarray(model.generate([asked], steps, lambda done: [0])[0])
 
@@ -167,7 +167,7 @@ class Exhibits:
     def _painted(self, prompt: str) -> np.ndarray:
         """The picture of a prompt, uint8 [H, W, 3]."""
         painter = self.painter
-        return np.asarray(painter.paint(painter.Input(prompt=prompt, seed=0)))  # type: ignore[call-arg, arg-type]
+        return np.asarray(painter.paint(painter.Input(prompt=prompt, seed=0)))  # type: ignore[arg-type]
 
 
 def _read(path: Path) -> Image.Image:
@@ -256,7 +256,9 @@ def white_stays_and_black_moves(exhibits: Exhibits) -> Finding:
         off = max(off, int(np.abs(frames[:, still].astype(int) - np.asarray(picture)[still]).max()))
         moved.append(distance(frames, ~still))
     found = f"white is off by {off} of 255, black moves by {100 * float(np.mean(moved)):.2f} % of the width"
-    return Finding("white stays and black moves", found, "0, and 1 % or more", off == 0 and np.mean(moved) >= 0.01)
+    return Finding(
+        "white stays and black moves", found, "0, and 1 % or more", off == 0 and bool(np.mean(moved) >= 0.01)
+    )
 
 
 def clips_go_where_depth_maps_go(exhibits: Exhibits) -> Finding:

@@ -112,7 +112,7 @@ class Training:
         with torch.autocast(self.recipe.device, precision, enabled=precision != torch.float32):
             loss = self.loss(self.step)
         self.optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.most_gradient)
         if torch.isfinite(norm):
             self.optimiser.step()

@@ -79,7 +79,7 @@ def tokenizer() -> CLIPTokenizer:
     captions = [draw_scene(rng, Size(16, 16))[0] for _ in range(2000)]
     words = sorted({word for caption in captions for word in caption.split()})
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))  # type: ignore[call-arg]
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.Whitespace()
     options: dict[str, Any] = {"vocab_size": 10_000, "min_frequency": 1, "show_progress": False}
     learner.train_from_iterator(words, trainers.BpeTrainer(end_of_word_suffix="</w>", **options))
@@ -109,8 +109,9 @@ def painter_loss(painter: Painter, vocabulary: CLIPTokenizer, patches: Patches, 
         torch.manual_seed(int(rng.integers(2**31)))
         sigma = torch.from_numpy(np.exp(rng.normal(*LOG_SIGMA, SCENES))).float().to(recipe.device)
         noisy = clean + sigma[:, None, None, None] * torch.randn_like(clean)
-        velocity = painter(noisy, sigma, tokens_of(vocabulary, told).to(recipe.device))
-        return (velocity.float() - wanted_velocity(clean, noisy, sigma)).square().mean()
+        velocity: torch.Tensor = painter(noisy, sigma, tokens_of(vocabulary, told).to(recipe.device))
+        error = velocity.float() - wanted_velocity(clean, noisy, sigma)
+        return error.square().mean()
 
     return loss
 
@@ -137,13 +138,15 @@ def paint(painter: Painter, tokens: torch.Tensor, nothing: torch.Tensor, size: S
 
 def painter_sheet(vocabulary: CLIPTokenizer, patches: Patches) -> Callable[[Any], Image.Image]:
     """Draw what ``PROMPTS`` give."""
-    tokens, nothing = tokens_of(vocabulary, PROMPTS), tokens_of(vocabulary, [""])
+    half = len(PROMPTS) // 2
+    halves = tokens_of(vocabulary, PROMPTS[:half]), tokens_of(vocabulary, PROMPTS[half:])
+    nothing = tokens_of(vocabulary, [""])
 
     def sheet(painter: Any) -> Image.Image:
         device = next(painter.parameters()).device
         rows = [
             patches.decode(paint(painter, part.to(device), nothing.to(device), SIZES[0], seed=0).cpu()).clamp(-1, 1)
-            for part in tokens.split(len(PROMPTS) // 2)
+            for part in halves
         ]
         return contact_sheet(rows)
 

@@ -94,7 +94,7 @@ def _sky_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     ]
     top, low = pairs[int(rng.integers(len(pairs)))]
     jitter = rng.normal(0, 0.05, (2, 3))
-    return np.float32(np.clip(top + jitter[0], 0, 1)), np.float32(np.clip(low + jitter[1], 0, 1))
+    return np.clip(top + jitter[0], 0, 1).astype(np.float32), np.clip(low + jitter[1], 0, 1).astype(np.float32)
 
 
 def _sea(rng: np.random.Generator, side: int, sky: np.ndarray) -> np.ndarray:
@@ -189,7 +189,7 @@ def _fill(rng: np.random.Generator, height: int, width: int, contrast: float) ->
 def _colour(rng: np.random.Generator) -> np.ndarray:
     """Mostly muted, sometimes strong, as colours in photographs are."""
     light, strength = rng.beta(1.3, 1.6), rng.beta(1, 3)
-    return np.float32(np.clip(light + strength * rng.uniform(-0.6, 0.6, 3), 0, 1))
+    return np.clip(light + strength * rng.uniform(-0.6, 0.6, 3), 0, 1).astype(np.float32)
 
 
 def _texture(rng: np.random.Generator, height: int, width: int, stretch: float) -> np.ndarray:

@@ -159,7 +159,7 @@ def _ridge(
 ) -> None:
     x = np.linspace(0, 1, 41)
     if kind == "hills":
-        line = sum(np.sin(2 * np.pi * (f * x + rng.random())) / f for f in (0.8, 1.7, 3.1)) * 0.05
+        line = 0.05 * np.sum([np.sin(2 * np.pi * (f * x + rng.random())) / f for f in (0.8, 1.7, 3.1)], axis=0)
     else:
         line = np.interp(x, np.linspace(0, 1, 9), -rng.uniform(0, 0.3, 9) * (np.arange(9) % 2))
     y = level + line * canvas.height
@@ -217,7 +217,7 @@ def _developed(canvas: Image.Image, size: Size, rng: np.random.Generator) -> np.
     x, y = np.meshgrid(np.linspace(-1, 1, size.width), np.linspace(-1, 1, size.height))
     turn = rng.uniform(0, 2 * np.pi)
     light = 1 + rng.uniform(0, 0.06) * (np.cos(turn) * x + np.sin(turn) * y)
-    return np.clip(small * light[..., None], 0, 255).round().astype(np.uint8)
+    return np.asarray(np.clip(small * light[..., None], 0, 255).round(), np.uint8)
 
 
 def _one(of: Sequence[str], rng: np.random.Generator) -> str:

@@ -112,7 +112,7 @@ class Patches:
         first, half, quarter, eighth = convolutions
         first.weight[:3, :, 1, 1] = torch.eye(3)
         for layer, matrix in ((half, torch.eye(12)), (quarter, self.fine), (eighth, self.coarse)):
-            layer.weight[: len(matrix), : matrix.shape[1] // 4, :2, :2] = matrix.unflatten(1, (-1, 2, 2))
+            layer.weight[: len(matrix), : matrix.shape[1] // 4, :2, :2] = matrix.reshape(len(matrix), -1, 2, 2)
         eighth.bias[:count] = self.offset
         wider, widest = filter(None, shortcuts)
         nn.init.eye_(wider.weight[..., 0, 0])
