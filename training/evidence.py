@@ -161,7 +161,7 @@ class Exhibits:
         side = min(original.size)
         square = np.asarray(fit(original, [Size(side, side)]).resize((256, 256), Image.Resampling.LANCZOS))
         rng = np.random.default_rng(0)
-        path = clips.Path.of("drift", motion, self.size, rng, self.frames)
+        path = clips.Path.of("zoom in", motion, self.size, rng, self.frames)
         return _bytes(clips.film(square, path, self.size, rng))
 
     def _painted(self, prompt: str) -> np.ndarray:

@@ -33,11 +33,17 @@ LATENT_CHANNELS = 24
 VAE_WIDTHS = (32, 32, 64, 96)
 """Narrow where there are many pixels, which is where the time goes."""
 
-UNET_WIDTHS = (64, 96)
-"""Every group norm has 32 groups, and with one channel in each it would take away what a time embedding adds."""
+UNET_WIDTHS = (96, 96)
+"""Every group norm has 32 groups; with three channels in each, ``begin_copying`` finds room for a latent."""
+
+PAINTER_WIDTHS = (64, 96)
+"""The same of single pictures."""
 
 MAP_WIDTHS = (8, 16, 32, 32)
 """What depth maps go through while they are halved three times."""
+
+BESIDE = 12.0
+"""A constant that is large beside latents in units of their spread."""
 
 EMBEDDING = 32
 """Width of the picture's embedding."""
@@ -124,11 +130,10 @@ def video_unet() -> UNetSpatioTemporalConditionModel:
         projection_class_embeddings_input_dim=3 * EMBEDDING,
         layers_per_block=1,
         cross_attention_dim=EMBEDDING,
-        num_attention_heads=(2, 3),
+        num_attention_heads=3,
         num_frames=14,
     )
     begin_plain(unet)
-    nn.init.zeros_(unet.conv_out.weight)
     return unet
 
 
@@ -146,6 +151,36 @@ def depth_controlnet(unet: UNetSpatioTemporalConditionModel) -> DepthControlNet:
     return network
 
 
+@torch.no_grad()
+def begin_copying(unet: UNetSpatioTemporalConditionModel, spread: torch.Tensor) -> None:
+    """Let a UNet answer at first that every frame is the picture, which is nearly right: what it learns is what moves.
+
+    The picture goes into the first skip, from there past the last block, and out. The last norm would take away how
+    strong a channel is, so each goes with its negative and a large constant, as in ``Patches.install``.
+
+    Args:
+        unet: As ``begin_plain`` leaves it, with three channels in each group of its last norm.
+        spread: Standard deviation of each latent channel, [C].
+    """
+    count, channel = len(spread), torch.arange(len(spread))
+    signal, negative, constant = 3 * channel, 3 * channel + 1, 3 * channel + 2
+    unet.conv_in.weight[:count] = 0
+    unet.conv_in.weight[channel, count + channel, 1, 1] = 1 / spread
+    unet.conv_in.bias[:count] = 0
+    past = unet.up_blocks[-1].resnets[-1].spatial_res_block.conv_shortcut
+    skip = past.in_channels - unet.conv_in.out_channels
+    past.weight[: 3 * count] = 0
+    past.weight[signal, skip + channel], past.weight[negative, skip + channel] = 1.0, -1.0
+    past.bias[: 3 * count] = 0
+    past.bias[constant] = BESIDE
+    unet.conv_norm_out.weight[: 3 * count] = BESIDE * 2**0.5 / 3
+    unet.conv_norm_out.bias[: 3 * count] = 5 * BESIDE / 6
+    nn.init.zeros_(unet.conv_out.weight)
+    unet.conv_out.weight[channel, signal, 1, 1] = -spread / 2
+    unet.conv_out.weight[channel, negative, 1, 1] = spread / 2
+    nn.init.zeros_(unet.conv_out.bias)
+
+
 def image_unet() -> UNet2DConditionModel:
     """Stable Diffusion's UNet with two levels, both of which see the words."""
     unet = UNet2DConditionModel(
@@ -154,7 +189,7 @@ def image_unet() -> UNet2DConditionModel:
         out_channels=LATENT_CHANNELS,
         down_block_types=("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2,
-        block_out_channels=UNET_WIDTHS,
+        block_out_channels=PAINTER_WIDTHS,
         layers_per_block=1,
         cross_attention_dim=WORDS,
         attention_head_dim=(2, 3),  # heads, in spite of the name

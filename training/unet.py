@@ -30,7 +30,7 @@ SHARD = 32
 USES = 6
 """How often a clip is seen before the bank grows by another."""
 
-LOG_SIGMA = (1.0, 1.8)
+LOG_SIGMA = (1.8, 2.0)
 """Mean and standard deviation of the noise levels' logarithms. Where a clip's 14 frames and its picture all show the
 same, little noise hides nothing: what is to be learnt is at higher levels than for single pictures."""
 

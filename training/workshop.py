@@ -157,6 +157,7 @@ class Workshop:
     def unet(self) -> Training:
         """The video UNet."""
         unet = self._built("unet", networks.video_unet)
+        networks.begin_copying(unet, self.bank.shard(0)["clip"].float().std((0, 1, 3, 4)).to(self.device))
         sheet = unet_sheet(self.held_out, self.patches, self.embed)
         return self._training("unet", unet, unet_loss(asking(unet), self.bank, self._recipe("unet")), sheet)
 
