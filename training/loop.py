@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Recipe:
         return np.random.default_rng([self.seed, step, salt])
 
 
+FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+
 Loss = Callable[[int], torch.Tensor]
 Sheet = Callable[[nn.Module], Image.Image]
 
@@ -108,8 +111,9 @@ class Training:
     def _advance(self) -> None:
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.rate_at(self.step)
-        precision = self.recipe.precision
-        with torch.autocast(self.recipe.device, precision, enabled=precision != torch.float32):
+        device, precision = self.recipe.device, self.recipe.precision
+        attention = [SDPBackend.MATH] if device == "cpu" else list(FUSED)  # a CPU is slow at the others' way back
+        with torch.autocast(device, precision, enabled=precision != torch.float32), sdpa_kernel(attention):
             loss = self.loss(self.step)
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it

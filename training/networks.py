@@ -25,7 +25,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from deployments.models.networks import DepthControlNet
+from deployments.models.networks import DepthControlNet, OneTokenAttention
 
 LATENT_CHANNELS = 24
 """Eight numbers of a picture become one: photographs of this size are all edges, and four channels lose them."""
@@ -115,6 +115,14 @@ def flatten_time(network: nn.Module) -> None:
     for module in network.modules():
         if type(module) is nn.Conv3d and module.kernel_size[1:] == (1, 1):
             module.__class__ = FlatConvolution
+
+
+def attend_to_one_token(network: nn.Module) -> None:
+    """Spare every cross-attention its queries: all that it sees is one token, the picture's, so its answer is that."""
+    module: Any
+    for module in network.modules():
+        if getattr(module, "attn2", None) is not None:
+            module.attn2.set_processor(OneTokenAttention())
 
 
 def video_unet() -> UNetSpatioTemporalConditionModel:

@@ -157,6 +157,7 @@ class Workshop:
     def unet(self) -> Training:
         """The video UNet."""
         unet = self._built("unet", networks.video_unet)
+        networks.attend_to_one_token(unet)
         networks.begin_copying(unet, self.bank.shard(0)["clip"].float().std((0, 1, 3, 4)).to(self.device))
         sheet = unet_sheet(self.held_out, self.patches, self.embed)
         return self._training("unet", unet, unet_loss(asking(unet), self.bank, self._recipe("unet")), sheet)
@@ -166,6 +167,8 @@ class Workshop:
         unet = self._with_mean(VideoUNet.from_config(networks.video_unet().config), "unet")
         networks.flatten_time(unet.requires_grad_(False).eval().to(self.device))
         control = self._built("control", lambda: networks.depth_controlnet(unet))
+        for network in (unet, control):
+            networks.attend_to_one_token(network)
         bank = self._bank("led", 1, make_led_clip)
         few = {name: values[:4].float().to(self.device) for name, values in bank.shard(0).items()}
         sheet = control_sheet(unet, few, self.patches)
