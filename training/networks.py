@@ -27,11 +27,11 @@ from transformers import (
 
 from deployments.models.networks import DepthControlNet, OneTokenAttention
 
-LATENT_CHANNELS = 24
-"""Eight numbers of a picture become one: photographs of this size are all edges, and four channels lose them."""
+LATENT_CHANNELS = 32
+"""Six numbers of a picture become one: photographs of this size are all edges, and four channels lose them."""
 
-VAE_WIDTHS = (32, 32, 64, 96)
-"""Narrow where there are many pixels, which is where the time goes."""
+VAE_WIDTHS = (96, 64, 64, 96)
+"""At both ends three channels in each group of the last norm, so that a number goes through it as it is."""
 
 UNET_WIDTHS = (96, 96)
 """Every group norm has 32 groups; with three channels in each, ``begin_copying`` finds room for a latent."""
@@ -63,8 +63,6 @@ def video_vae() -> AutoencoderKLTemporalDecoder:
         scaling_factor=1.0,
     )
     begin_plain(vae)
-    with torch.no_grad():
-        nn.init.dirac_(vae.decoder.time_conv_out.weight)
     return vae
 
 

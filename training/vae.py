@@ -22,7 +22,7 @@ from torch.nn import functional
 from deployments.models.size import Size
 from training.clips import FRAMES, make_clip
 from training.loop import Loss, Recipe, contact_sheet
-from training.networks import LATENT_CHANNELS
+from training.networks import BESIDE, LATENT_CHANNELS
 from training.scenes import draw_scene
 
 CROP = Size(64, 64)
@@ -48,8 +48,8 @@ class Patches:
     """The principal components of patches of 8 by 8 pixels: what the encoder computes.
 
     Attributes:
-        fine: To 32 numbers from the 48 of a patch of 4 by 4 pixels, [32, 48].
-        coarse: From four of those to a latent, [C, 128].
+        fine: Of the 48 numbers of a patch of 4 by 4 pixels, [48, 48].
+        coarse: From four times those to a latent, [C, 192].
         offset: Of the latents, [C].
         inverse: From a latent to a patch, [192, C]; the best that is linear.
         mean: Of the patches, [192].
@@ -72,7 +72,7 @@ class Patches:
         crops = np.stack([_crop(pictures[int(rng.integers(len(pictures)))], rng) for _ in range(count)])
         whole = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
         quarters = _split(_split(whole))
-        fine = _components(quarters, 32)[0]
+        fine = _components(quarters, 48)[0]
         coarse, spread = _components(_split(_mixed(quarters, fine)), channels)
         scale = 0.85 * spread.rsqrt() / spread.mean().sqrt()  # photographs have more contrast than what is drawn
         coarse = coarse * scale[:, None]
@@ -114,8 +114,8 @@ class Patches:
         for layer, matrix in ((half, torch.eye(12)), (quarter, self.fine), (eighth, self.coarse)):
             layer.weight[: len(matrix), : matrix.shape[1] // 4, :2, :2] = matrix.reshape(len(matrix), -1, 2, 2)
         eighth.bias[:count] = self.offset
-        wider, widest = filter(None, shortcuts)
-        nn.init.eye_(wider.weight[..., 0, 0])
+        narrower, widest = filter(None, shortcuts)
+        nn.init.eye_(narrower.weight[..., 0, 0])
         signal, negative = torch.arange(count) * 3, torch.arange(count) * 3 + 1
         widest.weight[signal, torch.arange(count)] = 1
         widest.weight[negative, torch.arange(count)] = -1
@@ -127,6 +127,64 @@ class Patches:
         encoder.conv_out.weight[torch.arange(count), negative, 1, 1] = -0.25
         vae.quant_conv.weight[:count, :count, 0, 0] = torch.eye(count)
         vae.quant_conv.bias[count:] = LOG_VARIANCE
+
+
+@torch.no_grad()
+def begin_decoding(decoder: Any, patches: Patches, pictures: np.ndarray, count: int = 150) -> None:
+    """Let the decoder of clips begin with the best that is linear, so that what it learns is what is not.
+
+    Each of its three doublings is a convolution over doubled pixels. Fitted by least squares one after the other, they
+    take the latents to what patches of 4 by 4 pixels were, those to patches of 2 by 2, and those to pixels.
+
+    Args:
+        decoder: As ``begin_plain`` leaves it.
+        patches: What the encoder computes.
+        pictures: uint8 [N, S, S, 3].
+        count: How many crops are fitted.
+    """
+    rng = np.random.default_rng(1)
+    crops = np.stack([_crop(pictures[int(rng.integers(len(pictures)))], rng) for _ in range(count)])
+    wanted = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
+    known = patches.encode(wanted)
+    nn.init.dirac_(decoder.conv_in.weight[: known.shape[1]])
+    nn.init.zeros_(decoder.conv_in.bias)
+    steps = [_mixed(_split(_split(wanted)), patches.fine), _split(wanted), wanted]
+    for block, step in zip(decoder.up_blocks, steps, strict=False):
+        convolution, inside = block.upsamplers[0].conv, known.shape[1]
+        weight, bias = _fit(functional.interpolate(known, scale_factor=2.0), step)
+        convolution.weight[: len(weight)] = 0
+        convolution.weight[: len(weight), :inside] = weight
+        convolution.bias[: len(weight)] = bias
+        known = functional.conv2d(functional.interpolate(known, scale_factor=2.0), weight, bias, padding=1)
+    narrower, widest = (decoder.up_blocks[index].resnets[0].spatial_res_block.conv_shortcut for index in (1, 3))
+    nn.init.eye_(narrower.weight[..., 0, 0])
+    nn.init.zeros_(narrower.bias)
+    colour = torch.arange(3)
+    widest.weight[:9], widest.bias[:9] = 0, 0
+    widest.weight[3 * colour, colour], widest.weight[3 * colour + 1, colour] = 1.0, -1.0
+    widest.bias[3 * colour + 2] = BESIDE
+    decoder.conv_norm_out.weight[:9] = BESIDE * 2**0.5 / 3
+    decoder.conv_norm_out.bias[:9] = 5 * BESIDE / 6
+    nn.init.zeros_(decoder.conv_out.weight)
+    nn.init.zeros_(decoder.conv_out.bias)
+    decoder.conv_out.weight[colour, 3 * colour, 1, 1] = 0.5
+    decoder.conv_out.weight[colour, 3 * colour + 1, 1, 1] = -0.5
+    nn.init.dirac_(decoder.time_conv_out.weight)
+    nn.init.zeros_(decoder.time_conv_out.bias)
+
+
+def _fit(images: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kernels [C', C, 3, 3] and bias [C'] of the convolution of images that comes nearest to what is wanted."""
+    channels = images.shape[1]
+    squares, products = torch.zeros(()), torch.zeros(())
+    for image, goal in zip(images.split(10), wanted.split(10), strict=True):
+        seen = functional.unfold(image, 3, padding=1).transpose(1, 2).flatten(0, 1)
+        seen = torch.cat([seen, torch.ones(len(seen), 1)], dim=1)
+        squares = squares + seen.T @ seen
+        products = products + seen.T @ goal.flatten(2).transpose(1, 2).flatten(0, 1)
+    ridge = 1e-4 * squares.diagonal().mean() * torch.eye(len(squares))
+    solution = torch.linalg.solve(squares + ridge, products).T
+    return solution[:, :-1].reshape(-1, channels, 3, 3), solution[:, -1]
 
 
 def _split(images: torch.Tensor) -> torch.Tensor:

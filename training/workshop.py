@@ -29,7 +29,7 @@ from training.loop import Loss, Recipe, Sheet, Training
 from training.painter import Painter, painter_loss, painter_sheet, tokenizer
 from training.pictures import draw
 from training.unet import SHARD, asking, clip_maker, unet_loss, unet_sheet
-from training.vae import TOGETHER, Patches, clips_of, decoder_loss, stills_of, vae_sheet
+from training.vae import TOGETHER, Patches, begin_decoding, clips_of, decoder_loss, stills_of, vae_sheet
 
 CLIP_NORMALISATION = Normalisation(224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
@@ -59,8 +59,8 @@ CPU = Scale(
     2000,
     SHARD,
     {
-        "decoder": Recipe(3000, rate=2e-3, warm_up=30, mean_over=200),
-        "unet": Recipe(20000, rate=8e-4, mean_over=300, precision=torch.bfloat16),
+        "decoder": Recipe(3000, rate=1e-3, warm_up=30, mean_over=100),
+        "unet": Recipe(20000, rate=1e-3, mean_over=300, precision=torch.bfloat16),
         "control": Recipe(2000, rate=8e-4, mean_over=200, precision=torch.bfloat16),
         "painter": Recipe(12000, rate=1e-3, mean_over=300, precision=torch.bfloat16),
         "still_decoder": Recipe(1500, rate=1e-3, warm_up=30, mean_over=200),
@@ -131,6 +131,7 @@ class Workshop:
         """Of the VAE, and with it the VAE."""
         vae = self._built("decoder", networks.video_vae)
         self.patches.install(vae)
+        begin_decoding(vae.decoder, self.patches, self.pictures)
         loss = decoder_loss(
             vae,
             clips_of(self.pictures),
