@@ -177,7 +177,7 @@ def _fit(images: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torc
     """Kernels [C', C, 3, 3] and bias [C'] of the convolution of images that comes nearest to what is wanted."""
     channels = images.shape[1]
     squares, products = torch.zeros(()), torch.zeros(())
-    for image, goal in zip(images.split(10), wanted.split(10), strict=True):
+    for image, goal in zip(torch.split(images, 10), torch.split(wanted, 10), strict=True):
         seen = functional.unfold(image, 3, padding=1).transpose(1, 2).flatten(0, 1)
         seen = torch.cat([seen, torch.ones(len(seen), 1)], dim=1)
         squares = squares + seen.T @ seen

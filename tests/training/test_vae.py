@@ -5,7 +5,7 @@ import torch
 
 from training.networks import LATENT_CHANNELS, video_vae
 from training.pictures import draw
-from training.vae import Patches, psnr
+from training.vae import Patches, begin_decoding, psnr
 
 PICTURES = np.stack([draw(seed) for seed in range(12)])
 PATCHES = Patches.of(PICTURES, count=200)
@@ -30,6 +30,18 @@ def test_the_stock_encoder_answers_with_the_components() -> None:
 def test_latents_have_about_the_variance_that_the_noise_levels_are_made_for() -> None:
     latents = torch.cat([PATCHES.encode(_crop(seed)) for seed in range(100, 130)])
     assert 0.4 < latents.std() < 1.6
+
+
+def test_a_new_decoder_gives_back_what_the_best_linear_one_does_in_half_precision_too() -> None:
+    vae = video_vae()
+    PATCHES.install(vae)
+    begin_decoding(vae.decoder, PATCHES, PICTURES, count=40)
+    vae = vae.half().float()
+    with torch.no_grad():
+        back = [
+            psnr(vae.decode(PATCHES.encode(_crop(seed)), num_frames=1).sample, _crop(seed)) for seed in range(100, 110)
+        ]
+    assert np.mean(back) > 18
 
 
 def test_patches_come_back_much_as_they_were() -> None:
