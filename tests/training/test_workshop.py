@@ -60,6 +60,7 @@ def test_what_was_trained_is_written_as_the_service_reads_it(directory: Path, tm
     assert frames.shape == (3, 32, 48, 3)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # the stock scheduler's
 def test_a_stock_pipeline_paints_with_what_was_trained(directory: Path, tmp_path: Path) -> None:
     Workshop(directory, TOY).export(tmp_path)
     config = TextToVideoConfig(
