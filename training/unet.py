@@ -21,7 +21,7 @@ from training.clips import FRAMES, Clip, make_clip
 from training.loop import Loss, Recipe, contact_sheet
 from training.vae import Patches
 
-CLIPS = 4
+CLIPS = 2
 """Clips a step."""
 
 SHARD = 32
@@ -30,7 +30,7 @@ SHARD = 32
 USES = 6
 """How often a clip is seen before the bank grows by another."""
 
-LOG_SIGMA = (1.8, 2.0)
+LOG_SIGMA = (2.5, 2.5)
 """Mean and standard deviation of the noise levels' logarithms. Where a clip's 14 frames and its picture all show the
 same, little noise hides nothing: what is to be learnt is at higher levels than for single pictures."""
 
