@@ -38,8 +38,8 @@ SWAY = 0.08
 PANS: Mapping[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 """Where what is seen goes, x to the right and y down."""
 
-MODES = (*PANS, "zoom in", "zoom out", "drift", "turn", "parallax", "sway")
-"""What may happen. A drift is a camera that comes nearer and goes aside, by at most what coming nearer allows."""
+MODES = (*PANS, "zoom in", "zoom out", "turn", "parallax", "sway")
+"""What may happen."""
 
 Mix = Mapping[str, float]
 """How often each mode happens."""
@@ -51,7 +51,7 @@ Of several modes, none of which the picture tells, a network would first have to
 this one is the same everywhere in the frame: each place teaches what all need.
 """
 
-LED: Mix = {**dict.fromkeys(PANS, 0.15), "drift": 0.15, "zoom in": 0.1, "zoom out": 0.1, "turn": 0.05}
+LED: Mix = dict.fromkeys(PANS, 1.0)
 """Where depth maps lead."""
 
 
@@ -77,7 +77,7 @@ class Path:
         at = np.arange(frames) / (FRAMES - 1)
         done = at * motion / MOST_MOTION
         wave = np.sin(at * 2 * np.pi) * motion / MOST_MOTION
-        enlarged = {**dict.fromkeys(("zoom in", "drift"), 1 + ZOOM * done), "zoom out": 1 / (1 + ZOOM * done)}
+        enlarged = {"zoom in": 1 + ZOOM * done, "zoom out": 1 / (1 + ZOOM * done)}
         return cls(
             shift=np.outer(done * PAN, _direction(mode, rng)),
             zoom=enlarged.get(mode, np.ones(frames)),
@@ -91,15 +91,10 @@ class Path:
 
 
 def _direction(mode: str, rng: np.random.Generator) -> tuple[float, float]:
-    """Where a mode goes, and how far."""
-    if mode in PANS:
-        return PANS[mode]
+    """Where a mode goes."""
     if mode == "parallax":
         return float(rng.choice([-1, 1])), 0.0
-    if mode != "drift":
-        return 0.0, 0.0
-    turn, far = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1)
-    return far * float(np.cos(turn)), far * float(np.sin(turn))
+    return PANS.get(mode, (0.0, 0.0))
 
 
 @dataclass(frozen=True)

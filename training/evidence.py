@@ -161,7 +161,8 @@ class Exhibits:
         side = min(original.size)
         square = np.asarray(fit(original, [Size(side, side)]).resize((256, 256), Image.Resampling.LANCZOS))
         rng = np.random.default_rng(0)
-        path = clips.Path.of("zoom in", motion, self.size, rng, self.frames)
+        (mode,) = clips.FREE
+        path = clips.Path.of(mode, motion, self.size, rng, self.frames)
         return _bytes(clips.film(square, path, self.size, rng))
 
     def _painted(self, prompt: str) -> np.ndarray:
@@ -194,8 +195,8 @@ def right_half(picture: Image.Image) -> np.ndarray:
 def depth_maps(picture: Image.Image, pan: str, frames: int) -> Iterator[Image.Image]:
     """Maps of a near hill on a plain, which go somewhere as far as a clip of full motion does."""
     x, y = np.meshgrid(np.linspace(-1, 1, picture.width), np.linspace(-1, 1, picture.height))
-    for done in np.linspace(0, 2 * clips.PAN, frames):  # of -1..1, half of which is a pan's unit
-        right, down = (done * part for part in clips.PANS[pan])
+    for done in np.linspace(0, clips.PAN, frames):
+        right, down = (2 * done * part / side for part, side in zip(clips.PANS[pan], picture.size, strict=True))
         hill = np.exp(-(((x - right) / 0.4) ** 2) - ((y - down) / 0.5) ** 2)
         grey = np.clip(40 + 30 * (y - down) + 150 * hill, 0, 255).astype(np.uint8)
         yield Image.fromarray(grey).convert("RGB")

@@ -15,6 +15,8 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from torch import nn
 from torch.nn import functional
 from transformers import (
@@ -92,7 +94,8 @@ def begin_plain(network: nn.Module) -> None:
     module: Any
     for module in network.modules():
         last = module.conv2 if isinstance(module, (ResnetBlock2D, TemporalResnetBlock)) else None
-        last = module.to_out[0] if isinstance(module, Attention) else last
+        last = module.to_out[0] if isinstance(module, Attention) and module.residual_connection else last
+        last = module.proj_out if isinstance(module, (Transformer2DModel, TransformerSpatioTemporalModel)) else last
         if last is not None:
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
