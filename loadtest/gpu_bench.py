@@ -9,7 +9,7 @@
     python -m loadtest.gpu_bench start      seconds from a process's start to its first clip, cold and warm
 
 Networks are of full size with random weights, or read from --weights. --profile writes a trace of torch.profiler.
---cpu --tiny runs the same program with the small weights that ship, which says nothing of speed, nor of the aims.
+--cpu --tiny runs the same program at a small size, by default with the weights that ship: no word on speed or the aims.
 Figures are printed as text and, with --json FILE, written there after each row, so that a run that is cut off has told
 what it saw. The ceiling is a matrix product of the same run, so a share of the floor compares what one card did at one
 time.
@@ -462,7 +462,9 @@ def command_line() -> argparse.ArgumentParser:
         command.add_argument("--compile-cache", type=Path, help="a directory for what is compiled")
         command.add_argument("--json", type=Path, help="a file for the figures")
         command.add_argument("--cpu", action="store_true")
-        command.add_argument("--tiny", action="store_true", help="the small weights that ship")
+        command.add_argument(
+            "--tiny", action="store_true", help="small clips, and without --weights the ones that ship"
+        )
     for name in MAKE_CLIPS:
         of[name].add_argument("--endpoints", nargs="+", choices=ENDPOINTS, default=list(ENDPOINTS))
         of[name].add_argument("--steps", type=int, help="of every clip; as the endpoint has them unless said")

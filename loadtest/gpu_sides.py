@@ -64,7 +64,7 @@ class Bench:
         if options.compile_cache:
             keep_compiled(options.compile_cache)
         self._steps: int | None = options.steps or (TINY_STEPS if options.tiny else None)
-        self._weights: Path | None = SMALL if options.tiny else options.weights
+        self._weights: Path | None = options.weights or (SMALL if options.tiny else None)
         self._variant: str | None = options.variant
         self._held = 0
 
