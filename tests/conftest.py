@@ -28,6 +28,7 @@ from deployments.queue.files import Lifecycle, insert_file
 from deployments.queue.store import RequestStore
 from loadtest.postgres import Postgres, open_folder, programs
 from loadtest.s3 import S3, program
+from tests import tiny
 from tests.observing import Kept
 from tests.receiver import Receiver, run_receiver
 
@@ -35,6 +36,12 @@ ROOT = Path(__file__).parents[1]
 READY_SECONDS = 240.0
 MARKER = "a-secret-in-the-environment-of-the-service"
 OTHERS_TOKEN = "the-token-of-another-cluster-of-this-user"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tiny_weights() -> None:
+    """The weights that most tests read."""
+    tiny.write_once()
 
 
 @pytest.fixture
@@ -186,8 +193,8 @@ def serve_command(*options: str) -> list[str]:
 
 
 def config_with(folder: Path, endpoint: str = "fal-ai/svd", **changes: Any) -> Path:
-    """A configuration like ``serve_config.yaml`` of one endpoint alone, whose service starts in half the time."""
-    document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    """The tests' configuration with one endpoint alone, whose service starts in half the time."""
+    document = tiny.document()
     (application,) = document["applications"]
     application["args"]["endpoints"] = {endpoint: application["args"]["endpoints"][endpoint] | changes}
     needed = ("Gateway", "Dispatcher", endpoint.replace("/", "--"))
@@ -198,9 +205,7 @@ def config_with(folder: Path, endpoint: str = "fal-ai/svd", **changes: Any) -> P
     return config
 
 
-def start_server(
-    data_dir: Path, port: int, config: Path = ROOT / "serve_config.yaml", environment: Mapping[str, str] | None = None
-) -> Server:
+def start_server(data_dir: Path, port: int, config: Path, environment: Mapping[str, str] | None = None) -> Server:
     """Start ``svd-serve serve`` as a user does, with these variables; return when it is ready."""
     data_dir.mkdir(parents=True, exist_ok=True)
     log = data_dir / "server.log"
@@ -232,7 +237,7 @@ def stop_server(server: Server) -> None:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, collector_of_server: Receiver) -> Iterator[Server]:
-    """The service of serve_config.yaml, one for the whole session. Its traces are collected."""
+    """The service of all endpoints, one for the whole session. Its traces are collected."""
     folder = tmp_path_factory.mktemp("service")
     others = folder / "home" / ".ray" / "auth_token"
     others.parent.mkdir(parents=True)
@@ -240,7 +245,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, collector_of_server: Receiv
     traced = {tracing.ENDPOINTS[-1]: f"http://127.0.0.1:{collector_of_server.port}", "OTEL_BSP_SCHEDULE_DELAY": "200"}
     environment = {"HOME": str(folder / "home"), "AWS_SECRET_ACCESS_KEY": MARKER, **traced}
     environment["SVD_GPU_HOURLY_USD"] = "3.6"  # so that clips made on a CPU cost something
-    server = start_server(folder / "data", free_port(), environment=environment)
+    server = start_server(folder / "data", free_port(), tiny.config(folder), environment)
     yield server
     stop_server(server)
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from deployments.gateway.sample import SAMPLE_KEY
+from tests import tiny
 from tests.conftest import ROOT, free_port, start_server, stop_server
 
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -20,7 +21,7 @@ BLOCKS = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "README.md").read_text(), re.
 
 def test_one_file_and_one_entry_serve_an_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "calm_video.py").write_text(FILE)
-    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config = tiny.document()
     entry = yaml.safe_load(ENTRY.replace("deployments.models.calm_video:", "calm_video:"))
     config["applications"][0]["args"]["endpoints"] |= entry
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))

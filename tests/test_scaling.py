@@ -31,7 +31,8 @@ from deployments.queue import demand as demand_of
 from deployments.queue.demand import Demand
 from deployments.queue.store import RequestStore
 from deployments.scaling import POLICY, DemandPolicy, check, replicas_for
-from tests.conftest import ROOT, Server, free_port, start_server, stop_server
+from tests import tiny
+from tests.conftest import Server, free_port, start_server, stop_server
 from tests.faulty import DAWDLES, LINGERS
 from tests.queue.conftest import MODEL, bring_back, new_request, take_away
 from tests.queue.past import ended
@@ -330,7 +331,7 @@ def autoscaling(most: int, **options: Any) -> dict[str, Any]:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Five deployments, all scaled to zero, on a machine with two GPUs as Ray sees it."""
     folder = tmp_path_factory.mktemp("scaling")
-    document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    document = tiny.document()
     (application,) = document["applications"]
     endpoints = application["args"]["endpoints"]
     placed = {

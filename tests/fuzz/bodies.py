@@ -6,11 +6,9 @@ import json
 import math
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-import yaml
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.types import Message
@@ -25,9 +23,9 @@ from deployments.gateway.timeframes import MAX_BUCKETS, Window
 from deployments.models.base import Endpoint
 from deployments.queue.files import Lifecycle
 from deployments.settings import AppArgs
+from tests import tiny
 from tests.fuzz.target import check_error, finish, target, text
 
-CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
 NOW = 1.8e9
 FIELDS = (
     "image_url",
@@ -140,7 +138,7 @@ def window(data: bytes) -> None:
 
 @cache
 def _endpoints() -> dict[str, Endpoint]:
-    return AppArgs.model_validate(yaml.safe_load(CONFIG.read_text())["applications"][0]["args"]).build()
+    return AppArgs.model_validate(tiny.document()["applications"][0]["args"]).build()
 
 
 def _request(pieces: list[bytes]) -> Request:

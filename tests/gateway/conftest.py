@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
 from starlette.types import ASGIApp, Message
 
 from deployments.gateway.api import create_api
@@ -23,8 +22,8 @@ from deployments.queue.store import BatchLimits, Outcome, RequestStore
 from deployments.settings import AppArgs
 from deployments.storage import FileStorage
 from deployments.web import Reach
+from tests import tiny
 
-CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
 KEY = "id:secret"
 URL = "http://127.0.0.1:8000"
 OWNER = "dispatcher"
@@ -93,9 +92,8 @@ class PatientTransport(httpx.ASGITransport):
 
 
 def served_endpoints() -> dict[str, Endpoint]:
-    """What serve_config.yaml serves."""
-    config = yaml.safe_load(CONFIG.read_text())
-    return AppArgs.model_validate(config["applications"][0]["args"]).build()
+    """What ``server`` serves."""
+    return AppArgs.model_validate(tiny.document()["applications"][0]["args"]).build()
 
 
 @asynccontextmanager

@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-import deployments.models.weights
 from deployments.models.base import Clip
 from deployments.models.checkpoints import Checkpoint, svd_parts
 from deployments.models.sampler import SVDSampler, to_uint8
 from deployments.models.schedules import euler_schedule
 from deployments.models.tuning import Compiled, Tuning
 from loadtest.gpu_sides import psnr, true_float32
+from tests import tiny
 from tests.conftest import ROOT
 
 pytestmark = [
@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch's own compiler warns of its own parts
 ]
 
-WEIGHTS = Path(deployments.models.weights.__file__).parent / "svd"
+WEIGHTS = tiny.WEIGHTS / "svd"
 FIRST_CLIP = """
 import sys, time
 from pathlib import Path

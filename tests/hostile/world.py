@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tests import tiny
 from tests.conftest import ROOT, serve_command
 from tests.hostile.certificates import contexts
 from tests.hostile.names import OWN_NAME, SERVER, Names
@@ -69,9 +70,10 @@ def start_service(folder: Path, authority: Path) -> subprocess.Popen[bytes]:
     """``svd-serve serve`` as it is, with the strictest settings, which are the default. It trusts our authority."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SVD_", "RAY_"))}
     environment |= {"SVD_PUBLIC_URL": f"http://{OWN_NAME}", "RAY_TMPDIR": str(folder), "SSL_CERT_FILE": str(authority)}
+    config = tiny.config(folder)
     with (folder / "server.log").open("wb") as log:
         return subprocess.Popen(
-            serve_command("--port", str(PORT), "--data-dir", str(folder / "data")),
+            serve_command("--config", str(config), "--port", str(PORT), "--data-dir", str(folder / "data")),
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,

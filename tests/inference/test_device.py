@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from deployments.inference import device as device_module
 from deployments.inference.device import BESIDE_BYTES, Device, missing_bytes, taken_by_others
 from tests.conftest import ROOT
+from tests.tiny import WEIGHTS
 
 GB = 1024**3
 
@@ -48,7 +49,7 @@ from deployments.models.sampler import SVDSampler
 if sys.argv[1] == "keep":
     keep_freed_memory()
 torch.set_num_threads(1)
-sampler = SVDSampler.load(svd_parts(Checkpoint("deployments/models/weights/svd"), None, None))
+sampler = SVDSampler.load(svd_parts(Checkpoint(sys.argv[2]), None, None))
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -64,7 +65,7 @@ def test_freed_memory_is_not_fetched_anew() -> None:
     """A clip is decoded with less than half of the page faults, and is the same."""
 
     def decode(how: str) -> tuple[int, float]:
-        command = [sys.executable, "-c", KEEPING, how]
+        command = [sys.executable, "-c", KEEPING, how, str(WEIGHTS / "svd")]
         printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
         faults, total = printed.split()
         return int(faults), float(total)

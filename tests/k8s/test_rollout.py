@@ -30,6 +30,7 @@ from deployments.cli import ONE_MACHINE, is_ready, point_fal_client_at
 from deployments.cluster import make_token, token_environment
 from deployments.gateway.sample import SAMPLE
 from loadtest.postgres import Postgres
+from tests import tiny
 from tests.conftest import ROOT, free_port
 from tests.k8s.conftest import Build, build
 from tests.test_clients import download, probe
@@ -63,7 +64,7 @@ def small(manifests: Build, port: int, sizes: list[str]) -> dict[str, Any]:
     """The configuration with the small networks, at these sizes, on a port of this machine."""
     document = manifests.serve_config
     document["http_options"] |= {"host": "127.0.0.1", "port": port}
-    (ours,) = yaml.safe_load((ROOT / "serve_config.yaml").read_text())["applications"]
+    (ours,) = tiny.document()["applications"]
     endpoints = ours["args"]["endpoints"]
     for endpoint in endpoints.values():
         if "sizes" in endpoint:

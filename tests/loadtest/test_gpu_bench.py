@@ -26,6 +26,7 @@ from loadtest.full_size import CLIP, UNET, VAE, Networks, Work
 from loadtest.gpu_bench import AIMS, BEST, PARTS, SIDES, judge, main, understood
 from loadtest.gpu_sides import ENDPOINTS, Bench, can_encode, psnr
 from tests.conftest import ROOT
+from tests.tiny import WEIGHTS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -42,7 +43,7 @@ def threads() -> Any:
 
 def run(folder: Path, command: str, *options: str) -> dict[str, Any]:
     target = folder / "figures.json"
-    main([command, "--cpu", "--tiny", "--json", str(target), *options])
+    main([command, "--cpu", "--tiny", "--weights", str(WEIGHTS / "svd"), "--json", str(target), *options])
     document: dict[str, Any] = json.loads(target.read_text())
     assert (document["options"]["command"], document["device"]) == (command, "cpu")
     return dict(document["figures"])
@@ -78,7 +79,7 @@ def test_figures_tell_what_they_were_measured_with(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "figures.json").read_text())
     assert document["options"]["tuning"] == Tuning(fused_qkv=True).model_dump(mode="json")
     assert (document["options"]["size"], document["options"]["rounds"]) == ("64x64", 1)
-    assert document["options"]["weights"] is None
+    assert document["options"]["weights"] == str(WEIGHTS / "svd")
     assert document["torch"] == torch.__version__
     assert list(document["figures"]) == ["fal-ai/svd 64x64"]
     assert all(rate > 0 for rate in document["figures"]["fal-ai/svd 64x64"].values())

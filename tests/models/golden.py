@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-import deployments.models.weights
 from deployments.models.base import Clip, ControlNetConfig
 from deployments.models.checkpoints import Checkpoint, controlnet_part, svd_parts
 from deployments.models.sampler import SVDSampler
 from deployments.models.schedules import Schedule, euler_schedule, lcm_schedule
+from tests.tiny import WEIGHTS
 
-WEIGHTS = Path(deployments.models.weights.__file__).parent
 WIDTH, HEIGHT = 48, 32
 
 

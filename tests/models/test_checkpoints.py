@@ -26,14 +26,17 @@ from deployments.models.checkpoints import (
     controlnet_part,
     load_pipeline,
     pipeline_parts,
+    sha256,
     svd_parts,
 )
 from deployments.models.fast_svd_lcm import FastSVDLCM
 from deployments.models.networks import DepthControlNet
 from deployments.models.svd import SVD, SVDConfig
-from deployments.models.weights.generate import main as generate
+from tests import tiny
+from tests.tiny import WEIGHTS
 
 SHIPPED = Path(deployments.models.weights.__file__).parent
+FOLDERS = ("svd", "depth", "text-to-image")
 UNET = "unet/diffusion_pytorch_model.safetensors"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -41,7 +44,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture
 def svd(tmp_path: Path) -> Path:
     """A copy of the small SVD checkpoint, to be spoilt; without its list of hashes."""
-    shutil.copytree(SHIPPED / "svd", tmp_path / "svd", ignore=shutil.ignore_patterns(HASHES))
+    shutil.copytree(WEIGHTS / "svd", tmp_path / "svd", ignore=shutil.ignore_patterns(HASHES))
     return tmp_path / "svd"
 
 
@@ -70,7 +73,7 @@ def refuse(part: Part) -> str:
 
 @pytest.mark.parametrize("name", ["unet", "vae", "image_encoder"])
 def test_what_is_loaded_is_what_is_in_the_file(name: str) -> None:
-    part = parts_of(SHIPPED / "svd")[name]
+    part = parts_of(WEIGHTS / "svd")[name]
     network = part.load(torch.float32)
     [*_, path] = (path for _, path in part.files())
 
@@ -105,7 +108,7 @@ def test_a_variant_is_taken_by_name(svd: Path) -> None:
 
 
 def test_a_text_to_image_pipeline_is_taken_apart_by_its_index() -> None:
-    parts = pipeline_parts(Checkpoint(str(SHIPPED / "text-to-image")), None)
+    parts = pipeline_parts(Checkpoint(str(WEIGHTS / "text-to-image")), None)
 
     assert {name: part.has_tensors for name, part in parts.items()} == {
         "scheduler": False,
@@ -114,7 +117,7 @@ def test_a_text_to_image_pipeline_is_taken_apart_by_its_index() -> None:
         "unet": True,
         "vae": True,
     }
-    pipeline = StableDiffusionPipeline.from_pretrained(SHIPPED / "text-to-image")
+    pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS / "text-to-image")
     for name in ("unet", "vae", "text_encoder"):
         ours, theirs = parts[name].load(torch.float32).state_dict(), getattr(pipeline, name).state_dict()
         assert ours.keys() == theirs.keys()
@@ -123,7 +126,7 @@ def test_a_text_to_image_pipeline_is_taken_apart_by_its_index() -> None:
 
 def test_a_pipelines_networks_may_have_the_names_of_their_time(tmp_path: Path) -> None:
     """Stable Diffusion 1 and 2 were published when attention called its projections otherwise."""
-    shutil.copytree(SHIPPED / "text-to-image", tmp_path / "t")
+    shutil.copytree(WEIGHTS / "text-to-image", tmp_path / "t")
     path = tmp_path / "t" / "vae" / "diffusion_pytorch_model.safetensors"
     names = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
     tensors = load_file(path)
@@ -132,17 +135,17 @@ def test_a_pipelines_networks_may_have_the_names_of_their_time(tmp_path: Path) -
     assert any(".query." in name for name in tensors)
     save_file(tensors, path, metadata={"format": "pt"})
 
-    vae, shipped = (
-        pipeline_parts(Checkpoint(str(root)), None)["vae"] for root in (tmp_path / "t", SHIPPED / "text-to-image")
+    vae, untouched = (
+        pipeline_parts(Checkpoint(str(root)), None)["vae"] for root in (tmp_path / "t", WEIGHTS / "text-to-image")
     )
-    assert vae.check() == shipped.check() == 367_527
-    ours, theirs = vae.load(torch.float32).state_dict(), shipped.load(torch.float32).state_dict()
+    assert vae.check() == untouched.check() == 367_527
+    ours, theirs = vae.load(torch.float32).state_dict(), untouched.load(torch.float32).state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize("name", ["unet", "vae", "text_encoder"])
 def test_a_pipelines_networks_are_held_to_their_tensors(tmp_path: Path, name: str) -> None:
-    shutil.copytree(SHIPPED / "text-to-image", tmp_path / "t")
+    shutil.copytree(WEIGHTS / "text-to-image", tmp_path / "t")
     [path] = (tmp_path / "t" / name).glob("*.safetensors")
     first, second = sorted(load_file(path))[:2]
 
@@ -288,7 +291,7 @@ def test_a_pipeline_without_components_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_pipeline_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
-    shutil.copytree(SHIPPED / "text-to-image", tmp_path / "t", ignore=shutil.ignore_patterns("tokenizer"))
+    shutil.copytree(WEIGHTS / "text-to-image", tmp_path / "t", ignore=shutil.ignore_patterns("tokenizer"))
     with pytest.raises(CheckpointError, match=r"there is nothing in .*tokenizer"):
         pipeline_parts(Checkpoint(str(tmp_path / "t")), None)["tokenizer"].check()
 
@@ -588,7 +591,7 @@ def test_code_that_lies_beside_weights_is_not_run_and_words_of_the_library_are_n
 @pytest.fixture
 def painter(tmp_path: Path, canary: Path) -> Path:
     """A copy of the small text-to-image pipeline, with code in every folder."""
-    shutil.copytree(SHIPPED / "text-to-image", tmp_path / "t", ignore=shutil.ignore_patterns(HASHES))
+    shutil.copytree(WEIGHTS / "text-to-image", tmp_path / "t", ignore=shutil.ignore_patterns(HASHES))
     for folder in (tmp_path / "t", *(path for path in (tmp_path / "t").iterdir() if path.is_dir())):
         plant(folder, canary)
     return tmp_path / "t"
@@ -681,21 +684,25 @@ def test_a_tokenizer_that_leads_elsewhere_is_refused(painter: Path, tmp_path: Pa
 
 
 def test_the_shipped_weights_have_the_hashes_that_are_listed() -> None:
-    for directory in ("svd", "text-to-image"):
-        listed = (SHIPPED / directory / HASHES).read_text().splitlines()
+    for directory in FOLDERS:
+        listed = {tuple(line.split("  ")) for line in (SHIPPED / directory / HASHES).read_text().splitlines()}
         files = [path for path in (SHIPPED / directory).rglob("*") if path.is_file() and path.name != HASHES]
-        assert len(listed) == len(files)
+        assert {(sha256(path), path.relative_to(SHIPPED / directory).as_posix()) for path in files} == listed
     assert [part.check_hashes() for part in parts_of(SHIPPED / "svd").values()] == [2, 2, 2, 1]
 
 
-def test_the_shipped_weights_are_what_their_program_writes(tmp_path: Path) -> None:
-    generate([str(tmp_path)])
-    for directory in ("svd", "depth", "text-to-image"):
-        assert (tmp_path / directory / HASHES).read_text() == (SHIPPED / directory / HASHES).read_text()
+def test_the_shipped_weights_are_few_enough_to_ship() -> None:
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < 25_000_000
+
+
+def test_the_weights_of_tests_are_the_same_whoever_writes_them(tmp_path: Path) -> None:
+    tiny.main([str(tmp_path)])
+    for directory in FOLDERS:
+        assert (tmp_path / directory / HASHES).read_text() == (WEIGHTS / directory / HASHES).read_text()
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    shutil.copytree(SHIPPED / "svd", tmp_path / "svd")
+    shutil.copytree(WEIGHTS / "svd", tmp_path / "svd")
     path = tmp_path / "svd" / UNET
     change_tensors(path, lambda tensors: tensors["conv_in.bias"].add_(1))
     part = parts_of(tmp_path / "svd")["unet"]
@@ -758,7 +765,7 @@ def test_one_file_replaces_the_unet_over_the_other_parts(svd: Path, tmp_path: Pa
 
 
 def test_the_controlnet_is_a_part_of_svd_alone() -> None:
-    config = SVDConfig(weights=str(SHIPPED / "svd"), controlnet=ControlNetConfig(weights=str(SHIPPED / "depth")))
+    config = SVDConfig(weights=str(WEIGHTS / "svd"), controlnet=ControlNetConfig(weights=str(WEIGHTS / "depth")))
     assert SVD("fal-ai/svd", config).parts()["controlnet"].check() == 697_965
     with pytest.raises(ValueError, match="controlnet"):
         FastSVDLCM.Config.model_validate({"weights": "x", "controlnet": {"weights": "y"}})

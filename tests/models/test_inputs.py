@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -18,13 +16,13 @@ from deployments.models.svd import SVD as SVDEndpoint
 from deployments.models.svd import SVDConfig
 from deployments.models.text_to_video import PRESETS, TextToVideo, TextToVideoConfig
 from deployments.settings import AppArgs
+from tests import tiny
 
 STABLE_VIDEO = "fal-ai/stable-video"
 SVD = "fal-ai/svd"
 FAST = "fal-ai/fast-svd-lcm"
 TEXT_TO_VIDEO = "fal-ai/fast-svd-lcm/text-to-video"
-CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
-ENDPOINTS = AppArgs.model_validate(yaml.safe_load(CONFIG.read_text())["applications"][0]["args"]).build()
+ENDPOINTS = AppArgs.model_validate(tiny.document()["applications"][0]["args"]).build()
 
 PICTURE = {"image_url": "https://example.com/cat.png"}
 REQUIRED = {STABLE_VIDEO: PICTURE, SVD: PICTURE, FAST: PICTURE, TEXT_TO_VIDEO: {"prompt": "a cat"}}

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-import deployments.models.weights
 from deployments.errors import RunnerServerError
 from deployments.models.base import FRAMES, Clip, ControlNetConfig, Size, VideoConfig
 from deployments.models.checkpoints import Checkpoint, CheckpointError, controlnet_part, svd_parts
@@ -26,13 +25,14 @@ from deployments.models.sampler import SVDSampler, to_uint8
 from deployments.models.schedules import EulerSchedule, Schedule, euler_schedule, lcm_schedule
 from deployments.models.stable_video import StableVideo
 from deployments.models.vision import Normalisation
+from tests import tiny
 
 # diffusers turns a tensor into an array in a way that numpy 2 warns of.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning:diffusers.schedulers.scheduling_euler_discrete"
 )
 
-WEIGHTS = Path(deployments.models.weights.__file__).parent / "svd"
+WEIGHTS = tiny.WEIGHTS / "svd"
 DEPTH = WEIGHTS.with_name("depth")
 WIDTH, HEIGHT = 48, 32
 STEPS = 4

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 
-import deployments.models.weights
 from deployments.models.schedules import EulerSchedule, LCMSchedule, euler_schedule, lcm_schedule
+from tests import tiny
 
 # diffusers turns a tensor into an array in a way that numpy 2 warns of.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning:diffusers.schedulers.scheduling_euler_discrete"
 )
 
-SCHEDULER = Path(deployments.models.weights.__file__).parent / "svd" / "scheduler"
+SCHEDULER = tiny.WEIGHTS / "svd" / "scheduler"
 
 LCM_SIGMAS = {
     1: [700],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,15 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-import deployments.models.weights
 from deployments.models.text_to_video import TextToVideo, TextToVideoConfig, TextToVideoInput
+from tests import tiny
 
-WEIGHTS = Path(deployments.models.weights.__file__).parent / "text-to-image"
+# diffusers turns a tensor into an array in a way that numpy 2 warns of.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning:diffusers.schedulers.scheduling_euler_discrete"
+)
+
+WEIGHTS = tiny.WEIGHTS / "text-to-image"
 
 
 def endpoint(**config: Any) -> TextToVideo:

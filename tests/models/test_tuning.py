@@ -18,7 +18,6 @@ from PIL import Image
 from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
-import deployments.models.weights
 from deployments.models.base import Clip, ControlNetConfig, Size, VideoConfig
 from deployments.models.checkpoints import Checkpoint, controlnet_part, svd_parts
 from deployments.models.networks import DepthControlNet, VideoUNet, attend_to_one_token, project_together
@@ -27,8 +26,8 @@ from deployments.models.schedules import Schedule, euler_schedule, lcm_schedule
 from deployments.models.stable_video import StableVideo
 from deployments.models.svd import SVD, SVDConfig
 from deployments.models.tuning import Compiled, Tuning, keep_compiled
+from tests.tiny import WEIGHTS
 
-WEIGHTS = Path(deployments.models.weights.__file__).parent
 MAPS = ControlNetConfig(weights=str(WEIGHTS / "depth"))
 WIDTH, HEIGHT = 48, 32
 GUIDED = (1.0, 3.0)

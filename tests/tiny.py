@@ -1,20 +1,27 @@
-"""Write the small checkpoints that ship with the package: ``python -m deployments.models.weights.generate [DIR]``.
+"""The smallest networks of the real architectures, with random weights, and a service of them: what tests run on.
 
-    configurations ──▶ networks with random weights, from a fixed seed ──▶ DIR/svd, DIR/depth, DIR/text-to-image
+    configurations ──▶ networks, from a fixed seed ──▶ DIR/svd, DIR/depth, DIR/text-to-image
+    serve_config.yaml, with those ──▶ a configuration whose clips take part of a second
 
-Shapes and file layout are those of the published models; the widths are the smallest their group norms take. The same
-versions of torch, diffusers and transformers write the same bytes every time.
+What ships may be trained anew, and grow, and no test changes but those of what ships. ``python -m tests.tiny DIR``
+writes the checkpoints in the file layout of the published ones; the widths are the smallest their group norms take.
+The same versions of torch, diffusers and transformers write the same bytes every time.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
+import hashlib
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deployments.models.checkpoints import HASHES, sha256
+import yaml
 
 if TYPE_CHECKING:
     from diffusers import (
@@ -26,6 +33,31 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
     from deployments.models.networks import DepthControlNet
+
+ROOT = Path(__file__).parents[1]
+
+
+def _name() -> str:
+    """Another one for whatever else would be written."""
+    sources = (
+        "tests/tiny.py",
+        "training/layout.py",
+        "deployments/models/networks.py",
+        "deployments/models/schedules.py",
+    )
+    digest = hashlib.sha256(b"".join((ROOT / source).read_bytes() for source in sources))
+    digest.update("".join(version(library) for library in ("torch", "diffusers", "transformers")).encode())
+    return digest.hexdigest()[:16]
+
+
+WEIGHTS = ROOT / ".tiny" / _name()
+"""Where they are once ``write_once`` was called, in this checkout by any process."""
+
+SIZES = ["112x64", "64x112", "80x80"]
+PICTURED = {"weights": str(WEIGHTS / "svd"), "sizes": SIZES}
+LED = {"controlnet": {"weights": str(WEIGHTS / "depth")}}
+PROMPTED = {"weights": str(WEIGHTS / "text-to-image"), "scale": 0.109375, "multiple": 16, "steps": 4}
+"""What endpoints of theirs say: 1024x576 becomes 112x64."""
 
 WIDTH = 32
 """The smallest width: every group norm has 32 groups."""
@@ -53,101 +85,60 @@ SEED = 20231121
 
 START_TOKEN, END_TOKEN = "<|startoftext|>", "<|endoftext|>"
 
-SVD_INDEX = {
-    "_class_name": "StableVideoDiffusionPipeline",
-    "feature_extractor": ["transformers", "CLIPImageProcessor"],
-    "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
-    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-    "unet": ["diffusers", "UNetSpatioTemporalConditionModel"],
-    "vae": ["diffusers", "AutoencoderKLTemporalDecoder"],
-}
-
-FEATURE_EXTRACTOR = {
-    "crop_size": {"height": 224, "width": 224},
-    "do_center_crop": True,
-    "do_convert_rgb": True,
-    "do_normalize": True,
-    "do_rescale": True,
-    "do_resize": True,
-    "feature_extractor_type": "CLIPFeatureExtractor",
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_processor_type": "CLIPImageProcessor",
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "resample": 3,
-    "rescale_factor": 0.00392156862745098,
-    "size": {"shortest_edge": 224},
-}
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and write all checkpoints."""
-    parser = argparse.ArgumentParser(description="Write the small random checkpoints that ship with svd-serve.")
-    parser.add_argument("directory", nargs="?", type=Path, default=Path(__file__).parent, help="where (default: here)")
-    directory: Path = parser.parse_args(arguments).directory
-    for name, write in {"svd": write_svd, "depth": write_depth, "text-to-image": write_text_to_image}.items():
-        write(directory / name)
-        write_hashes(directory / name)
+    parser = argparse.ArgumentParser(prog="python -m tests.tiny", description="Write small random checkpoints.")
+    parser.add_argument("directory", type=Path, help="where")
+    write(parser.parse_args(arguments).directory)
 
 
-def write_svd(directory: Path) -> None:
-    """Write a checkpoint that StableVideoDiffusionPipeline and SVDSampler load."""
-    from diffusers import EulerDiscreteScheduler
-
-    networks = {"unet": _video_unet, "vae": _video_vae, "image_encoder": _image_encoder}
-    for name, build in networks.items():
-        _save_halved(build(), directory / name)
-    EulerDiscreteScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        interpolation_type="linear",
-        prediction_type="v_prediction",
-        sigma_max=700.0,
-        sigma_min=0.002,
-        steps_offset=1,
-        timestep_spacing="leading",
-        timestep_type="continuous",
-        use_karras_sigmas=True,
-    ).save_pretrained(directory / "scheduler")
-    _write_json(directory / "feature_extractor" / "preprocessor_config.json", FEATURE_EXTRACTOR)
-    _write_json(directory / "model_index.json", SVD_INDEX)
+def write_once() -> None:
+    """Write ``WEIGHTS`` if nobody has: in a process of its own, which leaves this one's seeds and memory alone."""
+    if WEIGHTS.exists():
+        return
+    WEIGHTS.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=WEIGHTS.parent) as folder:
+        draft = Path(folder, "weights")
+        subprocess.run([sys.executable, "-m", "tests.tiny", str(draft)], cwd=ROOT, check=True)
+        with contextlib.suppress(OSError):  # another process was quicker, and wrote the same
+            draft.rename(WEIGHTS)
 
 
-def write_depth(directory: Path) -> None:
-    """Write a ControlNet for the SVD checkpoint, in the layout of the published ones."""
-    _save_halved(_depth_controlnet(), directory / "controlnet")
+def document() -> Any:
+    """``serve_config.yaml``, of which each endpoint computes with these."""
+    document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    endpoints = document["applications"][0]["args"]["endpoints"]
+    for id, entry in endpoints.items():
+        kept = {name: entry[name] for name in ("model", "video") if name in entry}
+        led = LED if "controlnet" in entry else {}
+        endpoints[id] = kept | (PROMPTED if "video" in entry else PICTURED | led)
+    return document
 
 
-def write_hashes(directory: Path) -> None:
-    """Write what ``svd-serve weights check`` holds the files against, as ``sha256sum`` would."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != HASHES)
-    lines = [f"{sha256(path)}  {path.relative_to(directory).as_posix()}\n" for path in files]
-    (directory / HASHES).write_text("".join(lines), encoding="utf-8")
+def config(folder: Path) -> Path:
+    """A file with that, and the weights that it names."""
+    write_once()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(document(), sort_keys=False))
+    return path
 
 
-def write_text_to_image(directory: Path) -> None:
-    """Write a checkpoint that StableDiffusionPipeline loads."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+def write(directory: Path) -> None:
+    """Write all checkpoints."""
+    from training.layout import write_depth, write_svd, write_text_to_image
 
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    write_svd(directory / "svd", unet=_video_unet(), vae=_video_vae(), image_encoder=_image_encoder())
+    write_depth(directory / "depth", _depth_controlnet())
     tokenizer = _tokenizer()
-    StableDiffusionPipeline(
-        vae=_image_vae().half(),
-        text_encoder=_text_encoder(tokenizer).half(),
+    write_text_to_image(
+        directory / "text-to-image",
+        vae=_image_vae(),
+        text_encoder=_text_encoder(tokenizer),
         tokenizer=tokenizer,
-        unet=_image_unet().half(),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(directory, safe_serialization=True)
+        unet=_image_unet(),
+    )
 
 
 def _video_unet() -> UNetSpatioTemporalConditionModel:
@@ -261,16 +252,6 @@ def _tokenizer() -> CLIPTokenizer:
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), START_TOKEN, END_TOKEN]
     return CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[], model_max_length=77)
-
-
-def _save_halved(network: Any, directory: Path) -> None:
-    """In float16, which halves the files; a CPU reads it back as float32."""
-    network.half().save_pretrained(directory, safe_serialization=True)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
