@@ -69,6 +69,58 @@ def video_vae() -> AutoencoderKLTemporalDecoder:
     return vae
 
 
+class LinearDecoder(nn.Sequential):
+    """What a decoder is without its residual branches: five convolutions, and pixels doubled between them.
+
+    It has a twentieth of the decoder's work, so that all that is linear is learnt in minutes.
+    """
+
+    def __init__(self, channels: int, outer: int, inner: int) -> None:
+        double = [nn.Upsample(scale_factor=2.0) for _ in range(3)]
+        super().__init__(
+            *(nn.Conv2d(channels, outer, 3, padding=1), double[0]),
+            *(nn.Conv2d(outer, outer, 3, padding=1), nn.Conv2d(outer, inner, 1), double[1]),
+            *(nn.Conv2d(inner, inner, 3, padding=1), double[2]),
+            nn.Conv2d(inner, 3, 3, padding=1),
+        )
+
+    @torch.no_grad()
+    def install(self, decoder: Any) -> None:
+        """Let a decoder, as ``begin_plain`` leaves it, begin with this: what it then learns is what is not linear.
+
+        The colours go past its last block and norm as latents do in ``begin_copying``.
+        """
+        first, eighth, narrower, quarter, last = (layer for layer in self if isinstance(layer, nn.Conv2d))
+        blocks = decoder.up_blocks
+        half = blocks[2].upsamplers[0].conv
+        for theirs, ours in (
+            (decoder.conv_in, first),
+            (blocks[0].upsamplers[0].conv, eighth),
+            (blocks[1].resnets[0].spatial_res_block.conv_shortcut, narrower),
+            (blocks[1].upsamplers[0].conv, quarter),
+        ):
+            theirs.load_state_dict(ours.state_dict())
+        half.weight[:3], half.bias[:3] = last.weight, last.bias
+        widest = blocks[3].resnets[0].spatial_res_block.conv_shortcut
+        colour = torch.arange(3)
+        widest.weight[:9], widest.bias[:9] = 0, 0
+        widest.weight[3 * colour, colour], widest.weight[3 * colour + 1, colour] = 1.0, -1.0
+        widest.bias[3 * colour + 2] = BESIDE
+        decoder.conv_norm_out.weight[:9] = BESIDE * 2**0.5 / 3
+        decoder.conv_norm_out.bias[:9] = 5 * BESIDE / 6
+        nn.init.zeros_(decoder.conv_out.weight)
+        nn.init.zeros_(decoder.conv_out.bias)
+        decoder.conv_out.weight[colour, 3 * colour, 1, 1] = 0.5
+        decoder.conv_out.weight[colour, 3 * colour + 1, 1, 1] = -0.5
+        nn.init.dirac_(decoder.time_conv_out.weight)
+        nn.init.zeros_(decoder.time_conv_out.bias)
+
+
+def linear_decoder() -> LinearDecoder:
+    """That of the temporal VAE."""
+    return LinearDecoder(LATENT_CHANNELS, VAE_WIDTHS[-1], VAE_WIDTHS[-2])
+
+
 def image_vae(video: Mapping[str, torch.Tensor]) -> AutoencoderKL:
     """The same for single pictures. It begins with what the decoder of clips, ``video``, does to each frame."""
     vae = AutoencoderKL(

@@ -30,9 +30,19 @@ SHARD = 32
 USES = 6
 """How often a clip is seen before the bank grows by another."""
 
-LOG_SIGMA = (2.5, 2.5)
+LOG_SIGMA = (4.5, 1.5)
 """Mean and standard deviation of the noise levels' logarithms. Where a clip's 14 frames and its picture all show the
 same, little noise hides nothing: what is to be learnt is at higher levels than for single pictures."""
+
+LOG_SIGMA_OWN = (0.5, 1.2)
+"""The same of the levels at which it meets its own guesses."""
+
+OWN = 0.25
+"""Part of the steps whose clips are its own guesses under new noise, as it meets them when it samples.
+
+A small network's guess is softer than a clip. Were it to meet clips alone, it would take new noise for their texture,
+and leave it (Bengio et al. 2015, "Scheduled Sampling", about other networks).
+"""
 
 LOG_AUGMENTATION = (-3.0, 0.5)
 """The same of the augmentations, as SVD was trained."""
@@ -88,20 +98,31 @@ def _encode(encode: Encode, embed: Encode, clip: Clip, rng: np.random.Generator)
 
 
 def unet_loss(ask: Ask, bank: Bank, recipe: Recipe) -> Loss:
-    """What a step of the network is to lessen: the error of its velocity."""
+    """What a step of the network is to lessen: the error of its guess of the clip."""
 
     def loss(step: int) -> torch.Tensor:
         rng = recipe.generator(step)
         shards = 4 + step * CLIPS // (USES * SHARD)
         clips = {name: values.to(recipe.device) for name, values in bank.draw(rng, CLIPS, shards).items()}
         torch.manual_seed(int(rng.integers(2**31)))
-        sigma = torch.from_numpy(np.exp(rng.normal(*LOG_SIGMA, CLIPS))).float().to(recipe.device)
+        high, low = (
+            torch.from_numpy(np.exp(rng.normal(*logarithm, CLIPS))).float().to(recipe.device)
+            for logarithm in (LOG_SIGMA, LOG_SIGMA_OWN)
+        )
         seen = torch.from_numpy((rng.random(CLIPS) >= BLIND).astype(np.float32)).to(recipe.device)
-        noisy = clips["clip"] + sigma[:, None, None, None, None] * torch.randn_like(clips["clip"])
-        velocity = predict(ask, noisy, sigma, clips, seen)
-        return (velocity.float() - wanted_velocity(clips["clip"], noisy, sigma)).square().mean()
+        sigma, noisy = high, _noisy(clips["clip"], high)
+        if rng.random() < OWN:
+            with torch.no_grad():
+                guess = clean(noisy, predict(ask, noisy, high, clips, seen).float(), high)
+            sigma, noisy = low, _noisy(guess, low)
+        guess = clean(noisy, predict(ask, noisy, sigma, clips, seen).float(), sigma)
+        return (guess - clips["clip"]).square().mean()
 
     return loss
+
+
+def _noisy(clips: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    return clips + sigma[:, None, None, None, None] * torch.randn_like(clips)
 
 
 def predict(ask: Ask, noisy: torch.Tensor, sigma: torch.Tensor, clips: Shard, seen: torch.Tensor) -> torch.Tensor:
@@ -112,10 +133,16 @@ def predict(ask: Ask, noisy: torch.Tensor, sigma: torch.Tensor, clips: Shard, se
     return ask(clips, torch.cat([scaled, first], dim=2), 0.25 * sigma.log(), embedding, clips["time_ids"])
 
 
-def wanted_velocity(clean: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """The velocity from which ``Schedule.clean`` would guess right."""
-    sigma = sigma.reshape(-1, *[1] * (clean.dim() - 1))
-    return (noisy / (sigma**2 + 1) - clean) * torch.sqrt(sigma**2 + 1) / sigma
+def clean(noisy: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """The guess that a velocity stands for, as ``Schedule.clean`` has it, at noise levels [B]."""
+    sigma = sigma.reshape(-1, *[1] * (noisy.dim() - 1))
+    return noisy / (sigma**2 + 1) - velocity * sigma / torch.sqrt(sigma**2 + 1)
+
+
+def wanted_velocity(clips: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """The velocity from which ``clean`` would guess right."""
+    sigma = sigma.reshape(-1, *[1] * (clips.dim() - 1))
+    return (noisy / (sigma**2 + 1) - clips) * torch.sqrt(sigma**2 + 1) / sigma
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ virtue: latents of a picture that moves depend linearly on those around them, wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,9 @@ from training.networks import BESIDE, LATENT_CHANNELS
 from training.scenes import draw_scene
 
 CROP = Size(64, 64)
+
+CROPS = 16
+"""Crops a step, while what is linear is learnt."""
 
 CLIPS, TOGETHER = 4, 3
 """Clips a step, and frames in each, while the decoder learns."""
@@ -129,64 +133,6 @@ class Patches:
         vae.quant_conv.bias[count:] = LOG_VARIANCE
 
 
-@torch.no_grad()
-def begin_decoding(decoder: Any, patches: Patches, pictures: np.ndarray, count: int = 150) -> None:
-    """Let the decoder of clips begin with the best that is linear, so that what it learns is what is not.
-
-    Each of its three doublings is a convolution over doubled pixels. Fitted by least squares one after the other, they
-    take the latents to what patches of 4 by 4 pixels were, those to patches of 2 by 2, and those to pixels.
-
-    Args:
-        decoder: As ``begin_plain`` leaves it.
-        patches: What the encoder computes.
-        pictures: uint8 [N, S, S, 3].
-        count: How many crops are fitted.
-    """
-    rng = np.random.default_rng(1)
-    crops = np.stack([_crop(pictures[int(rng.integers(len(pictures)))], rng) for _ in range(count)])
-    wanted = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
-    known = patches.encode(wanted)
-    nn.init.dirac_(decoder.conv_in.weight[: known.shape[1]])
-    nn.init.zeros_(decoder.conv_in.bias)
-    steps = [_mixed(_split(_split(wanted)), patches.fine), _split(wanted), wanted]
-    for block, step in zip(decoder.up_blocks, steps, strict=False):
-        convolution, inside = block.upsamplers[0].conv, known.shape[1]
-        weight, bias = _fit(functional.interpolate(known, scale_factor=2.0), step)
-        convolution.weight[: len(weight)] = 0
-        convolution.weight[: len(weight), :inside] = weight
-        convolution.bias[: len(weight)] = bias
-        known = functional.conv2d(functional.interpolate(known, scale_factor=2.0), weight, bias, padding=1)
-    narrower, widest = (decoder.up_blocks[index].resnets[0].spatial_res_block.conv_shortcut for index in (1, 3))
-    nn.init.eye_(narrower.weight[..., 0, 0])
-    nn.init.zeros_(narrower.bias)
-    colour = torch.arange(3)
-    widest.weight[:9], widest.bias[:9] = 0, 0
-    widest.weight[3 * colour, colour], widest.weight[3 * colour + 1, colour] = 1.0, -1.0
-    widest.bias[3 * colour + 2] = BESIDE
-    decoder.conv_norm_out.weight[:9] = BESIDE * 2**0.5 / 3
-    decoder.conv_norm_out.bias[:9] = 5 * BESIDE / 6
-    nn.init.zeros_(decoder.conv_out.weight)
-    nn.init.zeros_(decoder.conv_out.bias)
-    decoder.conv_out.weight[colour, 3 * colour, 1, 1] = 0.5
-    decoder.conv_out.weight[colour, 3 * colour + 1, 1, 1] = -0.5
-    nn.init.dirac_(decoder.time_conv_out.weight)
-    nn.init.zeros_(decoder.time_conv_out.bias)
-
-
-def _fit(images: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Kernels [C', C, 3, 3] and bias [C'] of the convolution of images that comes nearest to what is wanted."""
-    channels = images.shape[1]
-    squares, products = torch.zeros(()), torch.zeros(())
-    for image, goal in zip(torch.split(images, 10), torch.split(wanted, 10), strict=True):
-        seen = functional.unfold(image, 3, padding=1).transpose(1, 2).flatten(0, 1)
-        seen = torch.cat([seen, torch.ones(len(seen), 1)], dim=1)
-        squares = squares + seen.T @ seen
-        products = products + seen.T @ goal.flatten(2).transpose(1, 2).flatten(0, 1)
-    ridge = 1e-4 * squares.diagonal().mean() * torch.eye(len(squares))
-    solution = torch.linalg.solve(squares + ridge, products).T
-    return solution[:, :-1].reshape(-1, channels, 3, 3), solution[:, -1]
-
-
 def _split(images: torch.Tensor) -> torch.Tensor:
     """Four neighbours' channels as one's, at half the size."""
     return functional.pixel_unshuffle(images, 2)
@@ -212,19 +158,20 @@ def _crop(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 Batch = Callable[[np.random.Generator], torch.Tensor]
 """Draws what a step sees: frames [N, 3, H, W] in -1..1."""
 
+Decode = Callable[[torch.Tensor], Any]
+"""Frames from latents [N, C, h, w]."""
 
-def decoder_loss(vae: Any, batch: Batch, decode: Callable[[torch.Tensor], Any], recipe: Recipe) -> Loss:
-    """What a step of the decoder is to lessen; the encoder stays as it is."""
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
+
+def decoder_loss(patches: Patches, batch: Batch, decode: Decode, recipe: Recipe) -> Loss:
+    """What a step of a decoder is to lessen."""
 
     def loss(step: int) -> torch.Tensor:
         rng = recipe.generator(step)
-        wanted = batch(rng).to(recipe.device)
+        wanted = batch(rng)
         torch.manual_seed(int(rng.integers(2**31)))
-        with torch.no_grad():
-            latents = vae.encode(wanted).latent_dist.sample()
-        return _error(decode(latents).sample, wanted)
+        latents = patches.encode(wanted)
+        noisy = latents + math.exp(LOG_VARIANCE / 2) * torch.randn_like(latents)
+        return _error(decode(noisy.to(recipe.device)), wanted.to(recipe.device))
 
     return loss
 
@@ -232,6 +179,16 @@ def decoder_loss(vae: Any, batch: Batch, decode: Callable[[torch.Tensor], Any], 
 def clips_of(pictures: np.ndarray) -> Batch:
     """Some frames of some clips, each ``TOGETHER`` after each other."""
     return lambda rng: torch.cat([_frames(pictures, rng) for _ in range(CLIPS)])
+
+
+def crops_of(pictures: np.ndarray) -> Batch:
+    """Crops of pictures."""
+
+    def batch(rng: np.random.Generator) -> torch.Tensor:
+        crops = [_crop(pictures[int(rng.integers(len(pictures)))], rng) for _ in range(CROPS)]
+        return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    return batch
 
 
 def stills_of(pictures: np.ndarray) -> Batch:
@@ -251,13 +208,13 @@ def _error(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return _size(error) + EDGES * (_size(error.diff(dim=-1)) + _size(error.diff(dim=-2)))
 
 
-def vae_sheet(pictures: torch.Tensor, decode: Callable[[torch.Tensor], Any]) -> Callable[[Any], Image.Image]:
+def decoder_sheet(pictures: torch.Tensor, patches: Patches, decode: Decode) -> Callable[[Any], Image.Image]:
     """Draw pictures [N, 3, H, W] above what comes back, each decoded for itself."""
 
     @torch.no_grad()
-    def sheet(vae: Any) -> Image.Image:
-        latents = vae.encode(pictures.to(vae.device)).latent_dist.mode()
-        made = torch.cat([decode(each[None]).sample for each in latents])
+    def sheet(network: Any) -> Image.Image:
+        latents = patches.encode(pictures).to(next(network.parameters()).device)
+        made = torch.cat([decode(each[None]) for each in latents])
         return contact_sheet([pictures, made.clamp(-1, 1).cpu()])
 
     return sheet

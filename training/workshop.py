@@ -1,6 +1,6 @@
 """What is made from what, and where it is kept.
 
-    pictures.npy ──▶ patches ──▶ decoder.pt
+    pictures.npy ──▶ patches ──▶ linear_decoder.pt ──▶ decoder.pt ──▶ still_decoder.pt
                        └──▶ bank/ ──▶ unet.pt ──▶ control.pt
 
 Each of these is made when it is first asked for, from those before it.
@@ -29,11 +29,21 @@ from training.loop import Loss, Recipe, Sheet, Training
 from training.painter import Painter, painter_loss, painter_sheet, tokenizer
 from training.pictures import draw
 from training.unet import SHARD, asking, clip_maker, unet_loss, unet_sheet
-from training.vae import TOGETHER, Patches, begin_decoding, clips_of, decoder_loss, stills_of, vae_sheet
+from training.vae import (
+    TOGETHER,
+    Batch,
+    Decode,
+    Patches,
+    clips_of,
+    crops_of,
+    decoder_loss,
+    decoder_sheet,
+    stills_of,
+)
 
 CLIP_NORMALISATION = Normalisation(224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
-SEEDS = {"image_encoder": 1, "unet": 2, "decoder": 3, "control": 4, "painter": 5, "still_decoder": 6}
+SEEDS = {"image_encoder": 1, "unet": 2, "decoder": 3, "control": 4, "painter": 5, "still_decoder": 6, "linear_decoder": 7}
 """What each network's first weights are drawn from."""
 
 HELD_OUT = 1_000_000
@@ -59,6 +69,7 @@ CPU = Scale(
     2000,
     SHARD,
     {
+        "linear_decoder": Recipe(2000, rate=2e-3, warm_up=50, cool_down=0.5, mean_over=100),
         "decoder": Recipe(3000, rate=1e-3, warm_up=30, mean_over=100),
         "unet": Recipe(20000, rate=1e-3, mean_over=300, precision=torch.bfloat16),
         "control": Recipe(2000, rate=8e-4, mean_over=200, precision=torch.bfloat16),
@@ -127,26 +138,31 @@ class Workshop:
         """Clips as latents."""
         return self._bank("bank", 0, make_clip)
 
+    def linear_decoder(self) -> Training:
+        """Of the VAE's decoder, what is linear."""
+        return self._decoding("linear_decoder", networks.linear_decoder, crops_of(self.pictures), lambda each: each)
+
     def decoder(self) -> Training:
         """Of the VAE, and with it the VAE."""
-        vae = self._built("decoder", networks.video_vae)
-        self.patches.install(vae)
-        begin_decoding(vae.decoder, self.patches, self.pictures)
-        loss = decoder_loss(
-            vae,
-            clips_of(self.pictures),
-            lambda latents: vae.decode(latents, num_frames=TOGETHER),
-            self._recipe("decoder"),
-        )
-        sheet = vae_sheet(self.held_out, lambda latents: vae.decode(latents, num_frames=1))
-        return self._training("decoder", vae, loss, sheet)
+
+        def build() -> Any:
+            vae = networks.video_vae()
+            self._with_mean(networks.linear_decoder(), "linear_decoder").install(vae.decoder)
+            return self._encoding(vae)
+
+        def decoding(vae: Any) -> Decode:
+            return lambda latents: vae.decode(latents, num_frames=min(TOGETHER, len(latents))).sample
+
+        return self._decoding("decoder", build, clips_of(self.pictures), decoding)
 
     def still_decoder(self) -> Training:
         """Of the VAE for single pictures; it begins with what the other one has learnt."""
-        vae = self._built("still_decoder", lambda: networks.image_vae(self.learnt("decoder")))
-        self.patches.install(vae)
-        loss = decoder_loss(vae, stills_of(self.pictures), vae.decode, self._recipe("still_decoder"))
-        return self._training("still_decoder", vae, loss, vae_sheet(self.held_out, vae.decode))
+        return self._decoding(
+            "still_decoder",
+            lambda: self._encoding(networks.image_vae(self.learnt("decoder"))),
+            stills_of(self.pictures),
+            lambda vae: lambda latents: vae.decode(latents).sample,
+        )
 
     def painter(self) -> Training:
         """Both towers of the text-to-image model."""
@@ -211,6 +227,21 @@ class Workshop:
         network = build()
         networks.flatten_time(network)
         return network.to(self.device)
+
+    def _encoding(self, vae: Any) -> Any:
+        """A VAE with its encoder, which is not trained."""
+        self.patches.install(vae)
+        for part in (vae.encoder, vae.quant_conv):
+            part.requires_grad_(False)
+        return vae
+
+    def _decoding(
+        self, name: str, build: Callable[[], Any], batch: Batch, decoding: Callable[[Any], Decode]
+    ) -> Training:
+        network = self._built(name, build)
+        decode = decoding(network)
+        loss = decoder_loss(self.patches, batch, decode, self._recipe(name))
+        return self._training(name, network, loss, decoder_sheet(self.held_out, self.patches, decode))
 
     def _recipe(self, name: str) -> Recipe:
         return replace(self.scale.recipes[name], device=self.device)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from deployments.models.schedules import lcm_schedule
 from training.networks import LATENT_CHANNELS, begin_copying, depth_controlnet, flatten_time, video_unet
-from training.unet import asking, predict, wanted_velocity
+from training.unet import asking, clean, predict, wanted_velocity
 
 SPREAD = torch.linspace(2.5, 0.4, LATENT_CHANNELS)
 
@@ -48,11 +49,18 @@ def test_convolutions_along_time_alone_are_the_same_sums() -> None:
 
 
 def test_the_wanted_velocity_leads_to_the_clean_clip() -> None:
-    clean, sigma = torch.randn(2, 3, 4), torch.tensor([0.3, 20.0])
-    noisy = clean + sigma[:, None, None] * torch.randn_like(clean)
-    scale = torch.rsqrt(sigma**2 + 1)[:, None, None]
-    guess = noisy * scale**2 - wanted_velocity(clean, noisy, sigma) * sigma[:, None, None] * scale
-    torch.testing.assert_close(guess, clean, rtol=1e-4, atol=1e-4)
+    clips, sigma = torch.randn(2, 3, 4), torch.tensor([0.3, 20.0])
+    noisy = clips + sigma[:, None, None] * torch.randn_like(clips)
+    guess = clean(noisy, wanted_velocity(clips, noisy, sigma), sigma)
+    torch.testing.assert_close(guess, clips, rtol=1e-4, atol=1e-4)
+
+
+def test_a_guess_is_what_the_service_takes_it_for() -> None:
+    schedule = lcm_schedule(4)
+    noisy, velocity = torch.randn(2, 1, 3, 4)
+    for index, sigma in enumerate(schedule.sigmas[:-1]):
+        guess = clean(noisy, velocity, torch.tensor([sigma]))
+        torch.testing.assert_close(guess, schedule.clean(noisy, velocity, index), rtol=1e-4, atol=1e-3)
 
 
 def test_a_new_controlnet_knows_what_the_unet_knows_and_adds_nothing() -> None:
