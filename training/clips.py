@@ -51,7 +51,7 @@ Of several modes, none of which the picture tells, a network would first have to
 this one is the same everywhere in the frame: each place teaches what all need.
 """
 
-LED: Mix = dict.fromkeys(PANS, 1.0)
+LED: Mix = {"left": 1.0, "right": 1.0}
 """Where depth maps lead."""
 
 
@@ -138,10 +138,10 @@ def make_led_clip(pictures: np.ndarray, rng: np.random.Generator, size: Size) ->
     """A clip with depth maps that move as it does; the motion id says nothing, for the maps say all."""
     mode = _mode(LED, rng)
     path = Path.of(mode, rng.uniform(0, MOST_MOTION), size, rng)
-    picture = _pick(pictures, rng)
-    depth = draw_depth(rng, len(picture))
-    filmed = film(np.concatenate([picture, depth[..., None]], -1), path, size, rng)
-    return Clip(filmed[:, :3], draw_motion(rng), mode, filmed[:, 3:])
+    depth = draw_depth(rng, Size(size.width + int(2 * PAN), size.height + int(2 * PAN)))
+    middle = (np.array(depth.shape[::-1]) - 1) / 2
+    maps = _photographed(depth[..., None], middle + _seen(path, size))
+    return Clip(film(_pick(pictures, rng), path, size, rng), draw_motion(rng), mode, maps)
 
 
 def _mode(mix: Mix, rng: np.random.Generator) -> str:
@@ -156,11 +156,15 @@ def film(picture: np.ndarray, path: Path, size: Size, rng: np.random.Generator) 
     scale = min(scale, (side - 2) / float(max(extent[1] - extent[0])))
     low, high = -extent[0] * scale, side - 1 - extent[1] * scale
     centre = rng.uniform(low, np.maximum(high, low))
+    return _photographed(picture, centre + scale * _seen(path, size))
+
+
+def _photographed(picture: np.ndarray, places: np.ndarray) -> torch.Tensor:
+    """What lies at some places [F, H, W, 2] of a picture uint8 [h, w, C]: [F, C, H, W] in -1..1."""
     image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    places = torch.from_numpy(np.float32(centre + scale * _seen(path, size)))
-    grid = (places * 2 + 1) / side - 1
+    grid = torch.from_numpy(np.float32((places * 2 + 1) / picture.shape[1::-1] - 1))
     mirrored = "reflection"
-    count = len(path.zoom)
+    count = len(grid)
     return functional.grid_sample(
         image.expand(count, -1, -1, -1), grid, "bilinear", padding_mode=mirrored, align_corners=False
     )

@@ -14,6 +14,8 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from deployments.models.size import Size
+
 SIDE = 256
 """Pixels each way: about twice a clip's, so that there is something to move to."""
 
@@ -35,17 +37,30 @@ def draw(seed: int, side: int = SIDE) -> np.ndarray:
     return _expose(canvas, rng)
 
 
-def draw_depth(rng: np.random.Generator, side: int = SIDE) -> np.ndarray:
-    """How near things are, uint8 [side, side]: a plain that comes nearer downwards, and things before each other."""
-    rows = np.linspace(0, 1, side, dtype=np.float32)[:, None]
-    depth = np.broadcast_to(rng.uniform(0, 0.3) + rng.uniform(0, 0.4) * rows, (side, side)).copy()
-    for near in np.sort(rng.uniform(0.1, 1, int(rng.integers(3, 20)))):
-        mask, left, top = _shape(rng, side)
-        x0, x1, y0, y1 = max(left, 0), min(left + len(mask), side), max(top, 0), min(top + len(mask), side)
-        cover = mask[y0 - top : y1 - top, x0 - left : x1 - left]
-        depth[y0:y1, x0:x1] += cover * (np.float32(near) - depth[y0:y1, x0:x1])
-    blurred = Image.fromarray((depth * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(rng.uniform(0, 4)))
+def draw_depth(rng: np.random.Generator, size: Size) -> np.ndarray:
+    """How near things are, uint8 [H, W]: a plain that comes nearer downwards, far things, and a near one in the middle.
+
+    Pictures are mostly of something that is about their middle; where it goes tells at once where all goes.
+    """
+    height, width = size.height, size.width
+    rows = np.linspace(0, 1, height, dtype=np.float32)[:, None]
+    depth = np.broadcast_to(rng.uniform(0, 0.2) + rng.uniform(0, 0.3) * rows, (height, width)).copy()
+    for far in np.sort(rng.uniform(0.1, 0.5, int(rng.integers(0, 8)))):
+        _rise(depth, *_shape(rng, width), far)
+    radius = height * rng.uniform(0.2, 0.5)
+    box = int(2.4 * radius) + 4
+    mask = _rasterise(_outline(rng, radius) + box / 2, box, box)
+    left, top = (rng.normal(0.5, 0.06) * side - box / 2 for side in (width, height))
+    _rise(depth, mask, int(left), int(top), rng.uniform(0.6, 1))
+    blurred = Image.fromarray((depth * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(rng.uniform(0, 8)))
     return np.asarray(blurred)
+
+
+def _rise(depth: np.ndarray, mask: np.ndarray, left: int, top: int, near: float) -> None:
+    """Bring what a mask covers to a depth, in place."""
+    x0, y0 = max(left, 0), max(top, 0)
+    under = depth[y0 : top + len(mask), x0 : left + len(mask)]
+    under += mask[y0 - top :, x0 - left :][: under.shape[0], : under.shape[1]] * (np.float32(near) - under)
 
 
 def shape_mask(rng: np.random.Generator, side: int, size: float) -> np.ndarray:

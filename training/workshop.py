@@ -1,7 +1,7 @@
 """What is made from what, and where it is kept.
 
     pictures.npy ──▶ patches ──▶ linear_decoder.pt ──▶ decoder.pt ──▶ still_decoder.pt
-                       └──▶ bank/ ──▶ unet.pt ──▶ control.pt
+                       └──▶ bank/ ──▶ unet.pt ──▶ led.pt
 
 Each of these is made when it is first asked for, from those before it.
 """
@@ -23,7 +23,7 @@ from deployments.models.vision import Normalisation, encoder_pixels
 from training import networks
 from training.bank import Bank
 from training.clips import Clip, make_clip, make_led_clip
-from training.control import control_sheet, led
+from training.control import Led, control_sheet, led_loss
 from training.layout import write_depth, write_svd, write_text_to_image
 from training.loop import Loss, Recipe, Sheet, Training
 from training.painter import Painter, painter_loss, painter_sheet, tokenizer
@@ -43,7 +43,7 @@ from training.vae import (
 
 CLIP_NORMALISATION = Normalisation(224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
-SEEDS = {"image_encoder": 1, "unet": 2, "decoder": 3, "control": 4, "painter": 5, "still_decoder": 6, "linear_decoder": 7}
+SEEDS = {"image_encoder": 1, "unet": 2, "decoder": 3, "led": 4, "painter": 5, "still_decoder": 6, "linear_decoder": 7}
 """What each network's first weights are drawn from."""
 
 HELD_OUT = 1_000_000
@@ -70,9 +70,9 @@ CPU = Scale(
     SHARD,
     {
         "linear_decoder": Recipe(2000, rate=2e-3, warm_up=50, cool_down=0.5, mean_over=100),
-        "decoder": Recipe(3000, rate=1e-3, warm_up=30, mean_over=100),
+        "decoder": Recipe(3000, rate=2e-4, warm_up=100, mean_over=100),
         "unet": Recipe(20000, rate=1e-3, mean_over=300, precision=torch.bfloat16),
-        "control": Recipe(2000, rate=8e-4, mean_over=200, precision=torch.bfloat16),
+        "led": Recipe(8000, rate=6e-4, cool_down=0.6, mean_over=300, precision=torch.bfloat16),
         "painter": Recipe(12000, rate=1e-3, mean_over=300, precision=torch.bfloat16),
         "still_decoder": Recipe(1500, rate=1e-3, warm_up=30, mean_over=200),
     },
@@ -179,25 +179,29 @@ class Workshop:
         sheet = unet_sheet(self.held_out, self.patches, self.embed)
         return self._training("unet", unet, unet_loss(asking(unet), self.bank, self._recipe("unet")), sheet)
 
-    def control(self) -> Training:
-        """The depth ControlNet, once there is a UNet."""
+    def led(self) -> Training:
+        """The depth ControlNet, once there is a UNet, which goes on learning with it."""
+        network = self._built("led", self._led)
+        for part in (network.unet, network.control):
+            networks.attend_to_one_token(part)
+        with_maps = self._bank("led", 1, make_led_clip)
+        few = {name: values[:4].float().to(self.device) for name, values in with_maps.shard(0).items()}
+        loss = led_loss(network, self.bank, with_maps, self._recipe("led"))
+        return self._training("led", network, loss, control_sheet(few, self.patches))
+
+    def _led(self) -> Led:
         unet = self._with_mean(VideoUNet.from_config(networks.video_unet().config), "unet")
-        networks.flatten_time(unet.requires_grad_(False).eval().to(self.device))
-        control = self._built("control", lambda: networks.depth_controlnet(unet))
-        for network in (unet, control):
-            networks.attend_to_one_token(network)
-        bank = self._bank("led", 1, make_led_clip)
-        few = {name: values[:4].float().to(self.device) for name, values in bank.shard(0).items()}
-        sheet = control_sheet(unet, few, self.patches)
-        return self._training("control", control, unet_loss(led(unet, control), bank, self._recipe("control")), sheet)
+        return Led(unet, networks.depth_controlnet(unet))
 
     def export(self, directory: Path) -> None:
         """Write checkpoints of all that has been trained so far."""
         unet = self._with_mean(networks.video_unet(), "unet")
+        if self._kept("led").exists():
+            led = self._with_mean(self._led(), "led")
+            unet.load_state_dict(led.unet.state_dict())
+            write_depth(directory / "depth", led.control)
         vae = self._with_mean(networks.video_vae(), "decoder")
         write_svd(directory / "svd", unet=unet, vae=vae, image_encoder=self.image_encoder)
-        if self._kept("control").exists():
-            write_depth(directory / "depth", self._with_mean(networks.depth_controlnet(unet), "control"))
         if self._kept("painter").exists() and self._kept("still_decoder").exists():
             vocabulary = tokenizer()
             painter = self._with_mean(Painter(vocabulary), "painter")
