@@ -11,7 +11,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # whoever waits for a thread leaves the core to other programs
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
-NAMES = ("linear_decoder", "decoder", "unet", "led", "painter", "still_decoder")
+NAMES = ("linear_decoder", "decoder", "unet", "led", "painter", "still_linear_decoder", "still_decoder")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

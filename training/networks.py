@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,11 +35,14 @@ LATENT_CHANNELS = 32
 VAE_WIDTHS = (96, 64, 64, 96)
 """At both ends three channels in each group of the last norm, so that a number goes through it as it is."""
 
+STILL_WIDTHS = (24, 48, 48, 96)
+"""The same of single pictures; the encoder's patches of 4 by 4 pixels have 48 numbers."""
+
 UNET_WIDTHS = (96,)
 """One level: what moves by parts of a latent is lost where latents are halved. Every group norm has 32 groups; with
 three channels in each, ``begin_copying`` finds room for a latent."""
 
-PAINTER_WIDTHS = (64, 96)
+PAINTER_WIDTHS = (64, 64)
 """The same of single pictures."""
 
 MAP_WIDTHS = (8, 16, 32, 32)
@@ -92,16 +95,15 @@ class LinearDecoder(nn.Sequential):
         """
         first, eighth, narrower, quarter, last = (layer for layer in self if isinstance(layer, nn.Conv2d))
         blocks = decoder.up_blocks
-        half = blocks[2].upsamplers[0].conv
         for theirs, ours in (
             (decoder.conv_in, first),
             (blocks[0].upsamplers[0].conv, eighth),
-            (blocks[1].resnets[0].spatial_res_block.conv_shortcut, narrower),
+            (_shortcut(blocks[1].resnets[0]), narrower),
             (blocks[1].upsamplers[0].conv, quarter),
         ):
             theirs.load_state_dict(ours.state_dict())
+        half, widest = blocks[2].upsamplers[0].conv, _shortcut(blocks[3].resnets[0])
         half.weight[:3], half.bias[:3] = last.weight, last.bias
-        widest = blocks[3].resnets[0].spatial_res_block.conv_shortcut
         colour = torch.arange(3)
         widest.weight[:9], widest.bias[:9] = 0, 0
         widest.weight[3 * colour, colour], widest.weight[3 * colour + 1, colour] = 1.0, -1.0
@@ -112,21 +114,29 @@ class LinearDecoder(nn.Sequential):
         nn.init.zeros_(decoder.conv_out.bias)
         decoder.conv_out.weight[colour, 3 * colour, 1, 1] = 0.5
         decoder.conv_out.weight[colour, 3 * colour + 1, 1, 1] = -0.5
-        nn.init.dirac_(decoder.time_conv_out.weight)
-        nn.init.zeros_(decoder.time_conv_out.bias)
+        if hasattr(decoder, "time_conv_out"):
+            nn.init.dirac_(decoder.time_conv_out.weight)
+            nn.init.zeros_(decoder.time_conv_out.bias)
 
 
-def linear_decoder() -> LinearDecoder:
-    """That of the temporal VAE."""
-    return LinearDecoder(LATENT_CHANNELS, VAE_WIDTHS[-1], VAE_WIDTHS[-2])
+def _shortcut(resnet: Any) -> nn.Conv2d:
+    """What goes past a block, of a picture or of clips."""
+    shortcut: nn.Conv2d = getattr(resnet, "spatial_res_block", resnet).conv_shortcut
+    return shortcut
 
 
-def image_vae(video: Mapping[str, torch.Tensor]) -> AutoencoderKL:
-    """The same for single pictures. It begins with what the decoder of clips, ``video``, does to each frame."""
+def linear_decoder(widths: Sequence[int]) -> LinearDecoder:
+    """That of a VAE of such widths."""
+    return LinearDecoder(LATENT_CHANNELS, outer=widths[-1], inner=widths[-2])
+
+
+def image_vae() -> AutoencoderKL:
+    """The same for single pictures, and smaller, for it may have fewer groups."""
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * len(VAE_WIDTHS),
-        up_block_types=("UpDecoderBlock2D",) * len(VAE_WIDTHS),
-        block_out_channels=VAE_WIDTHS,
+        down_block_types=("DownEncoderBlock2D",) * len(STILL_WIDTHS),
+        up_block_types=("UpDecoderBlock2D",) * len(STILL_WIDTHS),
+        block_out_channels=STILL_WIDTHS,
+        norm_num_groups=STILL_WIDTHS[0] // 3,
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         sample_size=64,
@@ -135,8 +145,6 @@ def image_vae(video: Mapping[str, torch.Tensor]) -> AutoencoderKL:
     begin_plain(vae)
     nn.init.dirac_(vae.post_quant_conv.weight)
     nn.init.zeros_(vae.post_quant_conv.bias)
-    known = {name.replace("spatial_res_block.", ""): value for name, value in video.items()}
-    vae.load_state_dict({name: known.get(name, value) for name, value in vae.state_dict().items()})
     return vae
 
 

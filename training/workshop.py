@@ -1,6 +1,6 @@
 """What is made from what, and where it is kept.
 
-    pictures.npy ──▶ patches ──▶ linear_decoder.pt ──▶ decoder.pt ──▶ still_decoder.pt
+    pictures.npy ──▶ patches ──▶ linear_decoder.pt ──▶ decoder.pt, and the same for stills
                        └──▶ bank/ ──▶ unet.pt ──▶ led.pt
 
 Each of these is made when it is first asked for, from those before it.
@@ -9,7 +9,7 @@ Each of these is made when it is first asked for, from those before it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +43,16 @@ from training.vae import (
 
 CLIP_NORMALISATION = Normalisation(224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
-SEEDS = {"image_encoder": 1, "unet": 2, "decoder": 3, "led": 4, "painter": 5, "still_decoder": 6, "linear_decoder": 7}
+SEEDS = {
+    "image_encoder": 1,
+    "unet": 2,
+    "decoder": 3,
+    "led": 4,
+    "painter": 5,
+    "still_decoder": 6,
+    "linear_decoder": 7,
+    "still_linear_decoder": 8,
+}
 """What each network's first weights are drawn from."""
 
 HELD_OUT = 1_000_000
@@ -69,12 +78,13 @@ CPU = Scale(
     2000,
     SHARD,
     {
-        "linear_decoder": Recipe(2000, rate=2e-3, warm_up=50, cool_down=0.5, mean_over=100),
-        "decoder": Recipe(3000, rate=2e-4, warm_up=100, mean_over=100),
-        "unet": Recipe(20000, rate=1e-3, mean_over=300, precision=torch.bfloat16),
-        "led": Recipe(8000, rate=6e-4, cool_down=0.6, mean_over=300, precision=torch.bfloat16),
+        "linear_decoder": Recipe(1500, rate=2e-3, warm_up=50, cool_down=0.5, mean_over=100),
+        "still_linear_decoder": Recipe(1500, rate=2e-3, warm_up=50, cool_down=0.5, mean_over=100),
+        "decoder": Recipe(1400, rate=2e-4, warm_up=100, mean_over=100),
+        "unet": Recipe(3600, rate=1e-3, cool_down=0.01, mean_over=300, precision=torch.bfloat16),
+        "led": Recipe(5300, rate=6e-4, cool_down=0.6, mean_over=300, precision=torch.bfloat16),
         "painter": Recipe(12000, rate=1e-3, mean_over=300, precision=torch.bfloat16),
-        "still_decoder": Recipe(1500, rate=1e-3, warm_up=30, mean_over=200),
+        "still_decoder": Recipe(1500, rate=3e-4, warm_up=100, mean_over=100),
     },
 )
 """What the weights that ship were made with: hours on two cores."""
@@ -140,28 +150,31 @@ class Workshop:
 
     def linear_decoder(self) -> Training:
         """Of the VAE's decoder, what is linear."""
-        return self._decoding("linear_decoder", networks.linear_decoder, crops_of(self.pictures), lambda each: each)
+        return self._linear("linear_decoder", networks.VAE_WIDTHS)
 
     def decoder(self) -> Training:
         """Of the VAE, and with it the VAE."""
 
-        def build() -> Any:
-            vae = networks.video_vae()
-            self._with_mean(networks.linear_decoder(), "linear_decoder").install(vae.decoder)
-            return self._encoding(vae)
-
         def decoding(vae: Any) -> Decode:
             return lambda latents: vae.decode(latents, num_frames=min(TOGETHER, len(latents))).sample
 
-        return self._decoding("decoder", build, clips_of(self.pictures), decoding)
+        return self._decoding("decoder", lambda: self._vae(networks.video_vae(), "linear_decoder"), clips_of(self.pictures), decoding)
+
+    def still_linear_decoder(self) -> Training:
+        """The same for single pictures."""
+        return self._linear("still_linear_decoder", networks.STILL_WIDTHS)
 
     def still_decoder(self) -> Training:
-        """Of the VAE for single pictures; it begins with what the other one has learnt."""
+        """The same for single pictures."""
+
+        def decoding(vae: Any) -> Decode:
+            return lambda latents: vae.decode(latents).sample
+
         return self._decoding(
             "still_decoder",
-            lambda: self._encoding(networks.image_vae(self.learnt("decoder"))),
+            lambda: self._vae(networks.image_vae(), "still_linear_decoder"),
             stills_of(self.pictures),
-            lambda vae: lambda latents: vae.decode(latents).sample,
+            decoding,
         )
 
     def painter(self) -> Training:
@@ -205,7 +218,7 @@ class Workshop:
         if self._kept("painter").exists() and self._kept("still_decoder").exists():
             vocabulary = tokenizer()
             painter = self._with_mean(Painter(vocabulary), "painter")
-            still_vae = self._with_mean(networks.image_vae({}), "still_decoder")
+            still_vae = self._with_mean(networks.image_vae(), "still_decoder")
             towers = {"unet": painter.unet, "text_encoder": painter.text_encoder}
             write_text_to_image(directory / "text-to-image", vae=still_vae, tokenizer=vocabulary, **towers)
 
@@ -232,12 +245,18 @@ class Workshop:
         networks.flatten_time(network)
         return network.to(self.device)
 
-    def _encoding(self, vae: Any) -> Any:
-        """A VAE with its encoder, which is not trained."""
+    def _vae(self, vae: Any, linear: str) -> Any:
+        """A VAE with its encoder, which is not trained, and with a decoder that begins with a linear one."""
+        self._with_mean(networks.linear_decoder(vae.config.block_out_channels), linear).install(vae.decoder)
         self.patches.install(vae)
         for part in (vae.encoder, vae.quant_conv):
             part.requires_grad_(False)
         return vae
+
+    def _linear(self, name: str, widths: Sequence[int]) -> Training:
+        return self._decoding(
+            name, lambda: networks.linear_decoder(widths), crops_of(self.pictures), lambda decoder: decoder
+        )
 
     def _decoding(
         self, name: str, build: Callable[[], Any], batch: Batch, decoding: Callable[[Any], Decode]
