@@ -56,7 +56,7 @@ class Order:
     def arguments(self, image_url: str) -> dict[str, Any]:
         """The input, with a picture where the endpoint takes one."""
         if self.endpoint.endswith("/text-to-video"):
-            return {"prompt": "a lighthouse on a cliff, waves below", "seed": self.seed}
+            return {"prompt": "a white boat on the sea at sunset", "seed": self.seed}
         return {"image_url": image_url, "seed": self.seed}
 
 

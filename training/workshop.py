@@ -158,7 +158,9 @@ class Workshop:
         def decoding(vae: Any) -> Decode:
             return lambda latents: vae.decode(latents, num_frames=min(TOGETHER, len(latents))).sample
 
-        return self._decoding("decoder", lambda: self._vae(networks.video_vae(), "linear_decoder"), clips_of(self.pictures), decoding)
+        return self._decoding(
+            "decoder", lambda: self._vae(networks.video_vae(), "linear_decoder"), clips_of(self.pictures), decoding
+        )
 
     def still_linear_decoder(self) -> Training:
         """The same for single pictures."""

@@ -40,10 +40,10 @@ PICTURES = {
 """The pictures to try, by the name of their file (made by ``artwork``), and what they show."""
 
 PROMPTS = {
-    "boat": ("A boat at sunrise", "A red boat on a calm lake at sunrise, mist over the water"),
-    "city": ("A city in the rain", "A city street at night in the rain, neon signs reflected on wet asphalt"),
-    "forest": ("A forest in autumn", "Sunbeams falling through a forest in autumn, leaves drifting down"),
-    "sea": ("Waves on a cliff", "Waves breaking on a cliff with a lighthouse, storm clouds, cinematic"),
+    "boat": ("A boat at sunrise", "A red boat on a calm lake at sunrise"),
+    "moon": ("The moon over mountains", "The moon over snowy mountains at night"),
+    "balloon": ("A balloon by day", "A yellow balloon over green hills by day"),
+    "circle": ("A circle", "A red circle on a blue background"),
 }
 """The prompts to try: their name, and their title and text."""
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from deployments.models.size import Size
-from training.clips import FRAMES, MODES, PAN, PANS, Path, film, make_clip
+from training.clips import FRAMES, MODES, PAN, PANS, Path, film, make_clip, make_led_clip
 from training.pictures import SIDE, draw
 
 SIZE = Size(48, 32)
@@ -48,3 +48,23 @@ def test_a_clip_follows_from_its_source_of_chance() -> None:
     assert torch.equal(first.frames, second.frames)
     assert first.frames.shape == (FRAMES, 3, SIZE.height, SIZE.width)
     assert 1 <= first.motion <= 255
+
+
+def test_depth_maps_go_where_the_clip_goes_and_as_far() -> None:
+    pictures = PICTURE[None]
+    gone = set()
+    for seed in range(8):
+        clip = make_led_clip(pictures, np.random.default_rng(seed), Size(144, 80))
+        assert clip.maps is not None
+        assert clip.maps.shape == (FRAMES, 1, 80, 144)
+        assert _shift(clip.maps) == pytest.approx(_shift(clip.frames), abs=1)
+        gone.add(clip.mode)
+    assert gone == {"left", "right"}
+
+
+def _shift(frames: torch.Tensor) -> int:
+    """By how many pixels the first of some frames [F, C, H, W] must go to the right to be most like the last."""
+    by = int(PAN)
+    inside = frames[-1][..., by:-by]
+    off = [float((frames[0].roll(shift, -1)[..., by:-by] - inside).abs().mean()) for shift in range(-by, by + 1)]
+    return int(np.argmin(off)) - by
