@@ -27,7 +27,7 @@ ZOOM = 0.35
 """By how much a clip of full motion enlarges."""
 
 PAN = 14.0
-"""How far one goes, in pixels, whatever the frame's size: nearly two latents, so that what comes is beside what goes."""
+"""How far one goes, in pixels, whatever the frame's size: nearly two latents, so that what comes is near."""
 
 TURN = 0.2
 """By how much a rotation turns, in radians."""

@@ -119,10 +119,9 @@ class LinearDecoder(nn.Sequential):
             nn.init.zeros_(decoder.time_conv_out.bias)
 
 
-def _shortcut(resnet: Any) -> nn.Conv2d:
+def _shortcut(resnet: Any) -> Any:
     """What goes past a block, of a picture or of clips."""
-    shortcut: nn.Conv2d = getattr(resnet, "spatial_res_block", resnet).conv_shortcut
-    return shortcut
+    return getattr(resnet, "spatial_res_block", resnet).conv_shortcut
 
 
 def linear_decoder(widths: Sequence[int]) -> LinearDecoder:

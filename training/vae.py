@@ -23,7 +23,7 @@ from torch.nn import functional
 from deployments.models.size import Size
 from training.clips import FRAMES, make_clip
 from training.loop import Loss, Recipe, contact_sheet
-from training.networks import BESIDE, LATENT_CHANNELS
+from training.networks import LATENT_CHANNELS
 from training.scenes import draw_scene
 
 CROP = Size(64, 64)
