@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image, ImageEnhance, ImageFilter
 from torch.nn import functional
 
 from deployments.models.size import Size
@@ -43,6 +44,9 @@ MODES = (*PANS, "zoom in", "zoom out", "turn", "parallax", "sway")
 
 Mix = Mapping[str, float]
 """How often each mode happens."""
+
+SCALES = (0.9, 1.75)
+"""Pixels of a picture to a pixel of a clip."""
 
 FREE: Mix = {"left": 1.0}
 """Where nothing but the motion id leads.
@@ -151,7 +155,7 @@ def _mode(mix: Mix, rng: np.random.Generator) -> str:
 def film(picture: np.ndarray, path: Path, size: Size, rng: np.random.Generator) -> torch.Tensor:
     """What the camera sees, [F, C, H, W] in -1..1, of a picture uint8 [S, S, C]; it starts at a place that suits."""
     side = len(picture)
-    scale = float(np.exp(rng.uniform(np.log(0.75), np.log(1.3))))
+    scale = float(np.exp(rng.uniform(*np.log(SCALES))))
     extent = _extent(path, size)
     scale = min(scale, (side - 2) / float(max(extent[1] - extent[0])))
     low, high = -extent[0] * scale, side - 1 - extent[1] * scale
@@ -198,7 +202,9 @@ def _layer(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _pick(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One of the pictures, perhaps upside down, perhaps mirrored."""
+    """One of the pictures, perhaps upside down, perhaps mirrored; as rich in contrast and edges as small photographs."""
     picture: np.ndarray = pictures[int(rng.integers(len(pictures)))]
     picture = np.rot90(picture, int(rng.integers(2)) * 2) if rng.random() < 0.3 else picture
-    return picture[:, ::-1] if rng.random() < 0.5 else picture
+    picture = picture[:, ::-1] if rng.random() < 0.5 else picture
+    image = ImageEnhance.Contrast(Image.fromarray(picture)).enhance(rng.uniform(0.8, 1.5))
+    return np.asarray(image.filter(ImageFilter.UnsharpMask(1.0, int(rng.uniform(0, 220)), 0)))
