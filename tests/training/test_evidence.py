@@ -31,7 +31,7 @@ class Noisy(Exhibits):
 
     def _clip(self, name: str, motion: int, steps: int = 0, aug: float = 0.0, more: str = "") -> np.ndarray:
         clip = self.training_clip(name, motion)
-        noise = np.random.default_rng(motion).normal(0, 30, clip.shape)
+        noise = np.random.default_rng(motion).normal(0, 60, clip.shape)
         return (clip + noise).clip(0, 255).astype(np.uint8)
 
 
