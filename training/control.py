@@ -19,7 +19,7 @@ from deployments.models.schedules import lcm_schedule
 from training.bank import Bank, Shard
 from training.clips import FRAMES
 from training.loop import Loss, Recipe, contact_sheet
-from training.unet import Ask, sample, unet_loss
+from training.unet import SIGMA_MIN, Ask, sample, unet_loss
 from training.vae import Patches
 
 
@@ -56,7 +56,7 @@ def control_sheet(clips: Shard, patches: Patches) -> Callable[[Any], Image.Image
     shown = [0, FRAMES // 3, 2 * FRAMES // 3, FRAMES - 1]
 
     def sheet(network: Any) -> Image.Image:
-        made = sample(led(network.unet, network.control), clips, lcm_schedule(4), (1.0, 1.0), seed=0)
+        made = sample(led(network.unet, network.control), clips, lcm_schedule(4, SIGMA_MIN), (1.0, 1.0), seed=0)
         rows = [clip[shown] for pair in zip(clips["clip"], made, strict=True) for clip in pair]
         return contact_sheet([patches.decode(row.cpu()).clamp(-1, 1) for row in rows])
 

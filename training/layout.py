@@ -40,7 +40,7 @@ FEATURE_EXTRACTOR = {
 }
 
 
-def scheduler() -> EulerDiscreteScheduler:
+def scheduler(sigma_min: float = SIGMA_MIN) -> EulerDiscreteScheduler:
     """The stock one with the noise levels of ``deployments.models.schedules``, as SVD is published with."""
     return EulerDiscreteScheduler(
         beta_start=0.00085,
@@ -49,7 +49,7 @@ def scheduler() -> EulerDiscreteScheduler:
         interpolation_type="linear",
         prediction_type="v_prediction",
         sigma_max=SIGMA_MAX,
-        sigma_min=SIGMA_MIN,
+        sigma_min=sigma_min,
         steps_offset=1,
         timestep_spacing="leading",
         timestep_type="continuous",
@@ -57,11 +57,11 @@ def scheduler() -> EulerDiscreteScheduler:
     )
 
 
-def write_svd(directory: Path, **networks: Any) -> None:
+def write_svd(directory: Path, sigma_min: float = SIGMA_MIN, **networks: Any) -> None:
     """Write ``unet``, ``vae`` and ``image_encoder`` as StableVideoDiffusionPipeline and SVDSampler load them."""
     for name, network in networks.items():
         _save(network, directory / name)
-    scheduler().save_pretrained(directory / "scheduler")
+    scheduler(sigma_min).save_pretrained(directory / "scheduler")
     _write_json(directory / "feature_extractor" / "preprocessor_config.json", FEATURE_EXTRACTOR)
     _write_json(directory / "model_index.json", SVD_INDEX)
     write_hashes(directory)

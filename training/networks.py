@@ -215,8 +215,10 @@ def depth_controlnet(unet: UNetSpatioTemporalConditionModel) -> DepthControlNet:
     )
     known = unet.state_dict()
     network.load_state_dict({name: known.get(name, value) for name, value in network.state_dict().items()})
-    for parameter in network.controlnet_cond_embedding.conv_out.parameters():
-        nn.init.normal_(parameter, std=0.1)  # two zeros behind each other would learn slowly
+    for module in network.controlnet_cond_embedding.modules():
+        if isinstance(module, nn.Conv2d):  # two zeros behind each other would learn slowly; so would what is hardly heard
+            nn.init.orthogonal_(module.weight, gain=1.6)
+            nn.init.zeros_(module.bias)
     return network
 
 
@@ -224,8 +226,9 @@ def depth_controlnet(unet: UNetSpatioTemporalConditionModel) -> DepthControlNet:
 def begin_copying(unet: UNetSpatioTemporalConditionModel, spread: torch.Tensor) -> None:
     """Let a UNet answer at first that every frame is the picture, which is nearly right: what it learns is what moves.
 
-    The picture goes into the first skip, from there past the last block, and out. The last norm would take away how
-    strong a channel is, so each goes with its negative and a large constant, as in ``Patches.install``.
+    The picture goes into the first skip, from there past the last block, and out; of the noise nothing is heard
+    yet. The last norm would take away how strong a channel is, so each goes with its negative and a large constant, as
+    in ``Patches.install``.
 
     Args:
         unet: As ``begin_plain`` leaves it, with three channels in each group of its last norm.
@@ -233,6 +236,7 @@ def begin_copying(unet: UNetSpatioTemporalConditionModel, spread: torch.Tensor) 
     """
     count, channel = len(spread), torch.arange(len(spread))
     signal, negative, constant = 3 * channel, 3 * channel + 1, 3 * channel + 2
+    unet.conv_in.weight[:, :count] = 0
     unet.conv_in.weight[:count] = 0
     unet.conv_in.weight[channel, count + channel, 1, 1] = 1 / spread
     unet.conv_in.bias[:count] = 0

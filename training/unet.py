@@ -30,19 +30,16 @@ SHARD = 32
 USES = 6
 """How often a clip is seen before the bank grows by another."""
 
-LOG_SIGMA = (4.5, 1.5)
+SIGMA_MIN = 10.0
+"""The least noise that it is asked about.
+
+A clip follows from its picture and its motion id, and under much noise a network sees nothing else. What it would have to
+learn about little noise is to take that away again, and a small one leaves a grain.
+"""
+
+LOG_SIGMA = (4.5, 1.2)
 """Mean and standard deviation of the noise levels' logarithms. Where a clip's 14 frames and its picture all show the
 same, little noise hides nothing: what is to be learnt is at higher levels than for single pictures."""
-
-LOG_SIGMA_OWN = (0.5, 1.2)
-"""The same of the levels at which it meets its own guesses."""
-
-OWN = 0.25
-"""Part of the steps whose clips are its own guesses under new noise, as it meets them when it samples.
-
-A small network's guess is softer than a clip. Were it to meet clips alone, it would take new noise for their texture,
-and leave it (Bengio et al. 2015, "Scheduled Sampling", about other networks).
-"""
 
 LOG_AUGMENTATION = (-4.0, 0.7)
 """The same of the augmentations. SVD was trained with more (-3, 0.5); a small network then blurs what it copies."""
@@ -105,24 +102,13 @@ def unet_loss(ask: Ask, bank: Bank, recipe: Recipe) -> Loss:
         shards = 4 + step * CLIPS // (USES * SHARD)
         clips = {name: values.to(recipe.device) for name, values in bank.draw(rng, CLIPS, shards).items()}
         torch.manual_seed(int(rng.integers(2**31)))
-        high, low = (
-            torch.from_numpy(np.exp(rng.normal(*logarithm, CLIPS))).float().to(recipe.device)
-            for logarithm in (LOG_SIGMA, LOG_SIGMA_OWN)
-        )
+        sigma = torch.from_numpy(np.exp(rng.normal(*LOG_SIGMA, CLIPS))).float().to(recipe.device)
         seen = torch.from_numpy((rng.random(CLIPS) >= BLIND).astype(np.float32)).to(recipe.device)
-        sigma, noisy = high, _noisy(clips["clip"], high)
-        if rng.random() < OWN:
-            with torch.no_grad():
-                guess = clean(noisy, predict(ask, noisy, high, clips, seen).float(), high)
-            sigma, noisy = low, _noisy(guess, low)
+        noisy = clips["clip"] + sigma[:, None, None, None, None] * torch.randn_like(clips["clip"])
         guess = clean(noisy, predict(ask, noisy, sigma, clips, seen).float(), sigma)
         return (guess - clips["clip"]).square().mean()
 
     return loss
-
-
-def _noisy(clips: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    return clips + sigma[:, None, None, None, None] * torch.randn_like(clips)
 
 
 def predict(ask: Ask, noisy: torch.Tensor, sigma: torch.Tensor, clips: Shard, seen: torch.Tensor) -> torch.Tensor:
@@ -184,7 +170,7 @@ def unet_sheet(
 
     def sheet(unet: Any) -> Image.Image:
         on_device = {name: values.to(unet.device) for name, values in conditions.items()}
-        latents = sample(asking(unet), on_device, lcm_schedule(4), (1.0, 1.0), seed=0).cpu()
+        latents = sample(asking(unet), on_device, lcm_schedule(4, SIGMA_MIN), (1.0, 1.0), seed=0).cpu()
         shown = [0, FRAMES // 3, 2 * FRAMES // 3, FRAMES - 1]
         clips = [patches.decode(clip[shown]).clamp(-1, 1) for clip in latents]
         return contact_sheet([torch.cat([picture[None], clip]) for picture, clip in zip(pictures, clips, strict=True)])

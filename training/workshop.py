@@ -28,7 +28,7 @@ from training.layout import write_depth, write_svd, write_text_to_image
 from training.loop import Loss, Recipe, Sheet, Training
 from training.painter import Painter, painter_loss, painter_sheet, tokenizer
 from training.pictures import draw
-from training.unet import SHARD, asking, clip_maker, unet_loss, unet_sheet
+from training.unet import SHARD, SIGMA_MIN, asking, clip_maker, unet_loss, unet_sheet
 from training.vae import (
     TOGETHER,
     Batch,
@@ -216,7 +216,7 @@ class Workshop:
             unet.load_state_dict(led.unet.state_dict())
             write_depth(directory / "depth", led.control)
         vae = self._with_mean(networks.video_vae(), "decoder")
-        write_svd(directory / "svd", unet=unet, vae=vae, image_encoder=self.image_encoder)
+        write_svd(directory / "svd", sigma_min=SIGMA_MIN, unet=unet, vae=vae, image_encoder=self.image_encoder)
         if self._kept("painter").exists() and self._kept("still_decoder").exists():
             vocabulary = tokenizer()
             painter = self._with_mean(Painter(vocabulary), "painter")

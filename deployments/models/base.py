@@ -236,6 +236,9 @@ class VideoConfig(EndpointConfig):
         min_length=1,
         description="What a picture may be cropped to; the nearest by aspect ratio is taken.",
     )
+    sigma_min: float = Field(
+        0.002, gt=0, lt=700, description="The least noise that the UNet was trained on; below, its guess is the clip."
+    )
     tuning: Tuning = Field(Tuning(), description="How it computes.")
 
 
@@ -313,12 +316,11 @@ class VideoModel(Endpoint):
     config: VideoConfig
     _sampler: SVDSampler
 
-    @staticmethod
-    def schedule(steps: int) -> Schedule:
+    def schedule(self, steps: int) -> Schedule:
         """The noise levels of ``steps`` steps, and how to take one: SVD's own, unless a distilled model has others."""
         from deployments.models.schedules import euler_schedule
 
-        return euler_schedule(steps)
+        return euler_schedule(steps, self.config.sigma_min)
 
     @abstractmethod
     def steps(self, input: VideoInput) -> int:

@@ -36,8 +36,7 @@ class FastSVDLCM(VideoModel):
         assert isinstance(input, FastInput)
         return input.steps
 
-    @staticmethod
-    def schedule(steps: int) -> Schedule:  # noqa: D102
+    def schedule(self, steps: int) -> Schedule:  # noqa: D102
         from deployments.models.schedules import lcm_schedule
 
-        return lcm_schedule(steps)
+        return lcm_schedule(steps, self.config.sigma_min)

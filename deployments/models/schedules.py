@@ -106,7 +106,7 @@ class LCMSchedule(Schedule):
         return clean + self.sigmas[index + 1] * noise
 
 
-def euler_schedule(steps: int) -> EulerSchedule:
+def euler_schedule(steps: int, sigma_min: float = SIGMA_MIN) -> EulerSchedule:
     """SVD's own schedule: ``steps`` levels evenly spaced on EDM's ramp, both ends included.
 
     Raises:
@@ -114,10 +114,10 @@ def euler_schedule(steps: int) -> EulerSchedule:
     """
     if steps < 1:
         raise ValueError(f"a schedule has at least one step, not {steps}")
-    return EulerSchedule((*(_karras_sigma(index / max(steps - 1, 1)) for index in range(steps)), 0.0))
+    return EulerSchedule((*(_karras_sigma(index / max(steps - 1, 1), sigma_min) for index in range(steps)), 0.0))
 
 
-def lcm_schedule(steps: int) -> LCMSchedule:
+def lcm_schedule(steps: int, sigma_min: float = SIGMA_MIN) -> LCMSchedule:
     """AnimateLCM's schedule: every (40 // steps)-th of the 40 levels it was distilled on, from the top.
 
     Raises:
@@ -126,10 +126,10 @@ def lcm_schedule(steps: int) -> LCMSchedule:
     if not 1 <= steps <= LCM_GRID:
         raise ValueError(f"an LCM schedule has 1 to {LCM_GRID} steps, not {steps}")
     stride = LCM_GRID // steps
-    return LCMSchedule((*(_karras_sigma(index * stride / (LCM_GRID - 1)) for index in range(steps)), 0.0))
+    return LCMSchedule((*(_karras_sigma(index * stride / (LCM_GRID - 1), sigma_min) for index in range(steps)), 0.0))
 
 
-def _karras_sigma(ramp: float) -> float:
-    """EDM's equation 5: linear in sigma^(1/rho), from SIGMA_MAX at ramp 0 to SIGMA_MIN at ramp 1."""
-    top, bottom = SIGMA_MAX ** (1 / RHO), SIGMA_MIN ** (1 / RHO)
+def _karras_sigma(ramp: float, sigma_min: float) -> float:
+    """EDM's equation 5: linear in sigma^(1/rho), from SIGMA_MAX at ramp 0 to ``sigma_min`` at ramp 1."""
+    top, bottom = SIGMA_MAX ** (1 / RHO), sigma_min ** (1 / RHO)
     return float((top + ramp * (bottom - top)) ** RHO)
