@@ -202,7 +202,7 @@ def _layer(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _pick(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One of the pictures, perhaps upside down, perhaps mirrored; as rich in contrast and edges as small photographs."""
+    """One of the pictures, turned, mirrored or neither; as rich in contrast and edges as small photographs."""
     picture: np.ndarray = pictures[int(rng.integers(len(pictures)))]
     picture = np.rot90(picture, int(rng.integers(2)) * 2) if rng.random() < 0.3 else picture
     picture = picture[:, ::-1] if rng.random() < 0.5 else picture

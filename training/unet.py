@@ -33,8 +33,8 @@ USES = 6
 SIGMA_MIN = 10.0
 """The least noise that it is asked about.
 
-A clip follows from its picture and its motion id, and under much noise a network sees nothing else. What it would have to
-learn about little noise is to take that away again, and a small one leaves a grain.
+A clip follows from its picture and its motion id, and under much noise a network sees nothing else. What it would have
+to learn about little noise is to take that away again, and a small one leaves a grain.
 """
 
 LOG_SIGMA = (4.5, 1.2)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 
-from deployments.models.schedules import EulerSchedule, LCMSchedule, euler_schedule, lcm_schedule
+from deployments.models.fast_svd_lcm import FastSVDLCM
+from deployments.models.schedules import SIGMA_MIN, EulerSchedule, LCMSchedule, euler_schedule, lcm_schedule
+from deployments.models.svd import SVD
 from tests import tiny
 
 # diffusers turns a tensor into an array in a way that numpy 2 warns of.
@@ -46,10 +48,12 @@ def test_lcm_levels_lie_on_the_grid_of_forty(steps: int, stride: int) -> None:
     assert lcm_schedule(steps).sigmas[:-1] == pytest.approx(grid[: steps * stride : stride])
 
 
+@pytest.mark.parametrize("sigma_min", [SIGMA_MIN, 10.0])
 @pytest.mark.parametrize("steps", [1, 2, 5, 20, 25, 100])
-def test_euler_levels_are_those_of_diffusers(steps: int, diffusers_euler: EulerDiscreteScheduler) -> None:
+def test_euler_levels_are_those_of_diffusers(steps: int, sigma_min: float) -> None:
+    diffusers_euler = EulerDiscreteScheduler.from_pretrained(SCHEDULER, sigma_min=sigma_min)
     diffusers_euler.set_timesteps(steps)
-    schedule = euler_schedule(steps)
+    schedule = euler_schedule(steps, sigma_min)
 
     assert schedule.steps == steps
     assert schedule.sigmas == pytest.approx(diffusers_euler.sigmas.tolist(), rel=1e-6)
@@ -100,6 +104,15 @@ def test_lcm_replaces_the_noise_until_the_last_step() -> None:
 def test_lcm_does_not_step_without_the_noise_it_needs() -> None:
     with pytest.raises(ValueError, match="step 0 of 4 needs noise"):
         lcm_schedule(4).step(randn(0), randn(1), 0)
+
+
+def test_an_endpoints_least_noise_is_what_its_configuration_says() -> None:
+    for kind, schedule in ((SVD, euler_schedule), (FastSVDLCM, lcm_schedule)):
+        told = kind("acme/told", kind.Config.model_validate({"weights": "any", "sigma_min": 10}))
+        untold = kind("acme/untold", kind.Config.model_validate({"weights": "any"}))
+        assert told.schedule(4) == schedule(4, 10.0) != schedule(4)
+        assert untold.schedule(4) == schedule(4)
+        assert min(told.schedule(40).sigmas[:-1]) == pytest.approx(10)
 
 
 def test_euler_never_needs_noise() -> None:
