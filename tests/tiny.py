@@ -111,7 +111,7 @@ def document() -> Any:
     endpoints = document["applications"][0]["args"]["endpoints"]
     for id, entry in endpoints.items():
         kept = {name: entry[name] for name in ("model", "video") if name in entry}
-        led = LED if "controlnet" in entry else {}
+        led = LED if id == "fal-ai/svd" else {}
         endpoints[id] = kept | (PROMPTED if "video" in entry else PICTURED | led)
     return document
 

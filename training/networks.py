@@ -215,12 +215,11 @@ def depth_controlnet(unet: UNetSpatioTemporalConditionModel) -> DepthControlNet:
     )
     known = unet.state_dict()
     network.load_state_dict({name: known.get(name, value) for name, value in network.state_dict().items()})
-    for module in network.controlnet_cond_embedding.modules():
-        if isinstance(
-            module, nn.Conv2d
-        ):  # two zeros behind each other would learn slowly; so would what is hardly heard
-            nn.init.orthogonal_(module.weight, gain=1.6)
-            nn.init.zeros_(module.bias)
+    for parameter in network.controlnet_cond_embedding.parameters():
+        if parameter.dim() > 1:  # two zeros behind each other would learn slowly, and so does what is faint
+            nn.init.orthogonal_(parameter, gain=1.6)
+        else:
+            nn.init.zeros_(parameter)
     return network
 
 

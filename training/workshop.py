@@ -81,7 +81,7 @@ CPU = Scale(
         "linear_decoder": Recipe(1500, rate=2e-3, warm_up=50, cool_down=0.5, mean_over=100),
         "still_linear_decoder": Recipe(1500, rate=2e-3, warm_up=50, cool_down=0.5, mean_over=100),
         "decoder": Recipe(2200, rate=3e-4, warm_up=100, mean_over=100),
-        "unet": Recipe(3600, rate=1e-3, cool_down=0.01, mean_over=300, precision=torch.bfloat16),
+        "unet": Recipe(6200, rate=6e-4, cool_down=0.42, mean_over=300, precision=torch.bfloat16),
         "led": Recipe(4300, rate=6e-4, cool_down=0.6, mean_over=300, precision=torch.bfloat16),
         "painter": Recipe(3000, rate=1e-3, mean_over=300, precision=torch.bfloat16),
         "still_decoder": Recipe(1500, rate=3e-4, warm_up=100, mean_over=100),
