@@ -84,7 +84,7 @@ CPU = Scale(
         "unet": Recipe(6200, rate=6e-4, cool_down=0.42, mean_over=300, precision=torch.bfloat16),
         "led": Recipe(4300, rate=6e-4, cool_down=0.6, mean_over=300, precision=torch.bfloat16),
         "painter": Recipe(3000, rate=1e-3, mean_over=300, precision=torch.bfloat16),
-        "still_decoder": Recipe(1500, rate=3e-4, warm_up=100, mean_over=100),
+        "still_decoder": Recipe(700, rate=3e-4, warm_up=100, mean_over=100),
     },
 )
 """What the weights that ship were made with: hours on two cores."""

@@ -239,6 +239,9 @@ class VideoConfig(EndpointConfig):
     sigma_min: float = Field(
         0.002, gt=0, lt=700, description="The least noise that the UNet was trained on; below, its guess is the clip."
     )
+    guidance: tuple[float, float] | None = Field(
+        None, description="Guidance of the first and of the last frame, where the endpoint's own is not right."
+    )
     tuning: Tuning = Field(Tuning(), description="How it computes.")
 
 
@@ -400,4 +403,4 @@ class VideoModel(Endpoint):
         Raises:
             RunnerServerError: A single clip does not fit into the GPU's memory.
         """
-        return self._sampler.sample(clips, self.schedule(steps), self.guidance, keep)
+        return self._sampler.sample(clips, self.schedule(steps), self.config.guidance or self.guidance, keep)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -113,6 +115,16 @@ def test_an_endpoints_least_noise_is_what_its_configuration_says() -> None:
         assert told.schedule(4) == schedule(4, 10.0) != schedule(4)
         assert untold.schedule(4) == schedule(4)
         assert min(told.schedule(40).sigmas[:-1]) == pytest.approx(10)
+
+
+@pytest.mark.parametrize(("said", "guidance"), [({}, (1.0, 3.0)), ({"guidance": [1, 1.5]}, (1.0, 1.5))])
+def test_guidance_is_the_endpoints_own_unless_its_configuration_says_otherwise(
+    said: dict[str, Any], guidance: tuple[float, float]
+) -> None:
+    model = SVD("acme/told", SVD.Config.model_validate({"weights": "any", **said}))
+    model._sampler = Mock()
+    model.generate([], 2, lambda done: [])
+    assert model._sampler.sample.call_args.args[2] == guidance
 
 
 def test_euler_never_needs_noise() -> None:

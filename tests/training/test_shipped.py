@@ -1,0 +1,39 @@
+"""What the shipped weights can do, on photographs that they have never seen."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from training import evidence
+from training.evidence import Exhibits
+
+CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
+
+
+@pytest.fixture(scope="module")
+def exhibits() -> Iterator[Exhibits]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Exhibits(CONFIG, most=3)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        evidence.motion_rises,
+        evidence.the_least_is_nearly_still,
+        evidence.the_first_frame_is_the_picture,
+        evidence.nothing_flickers,
+        evidence.clips_stay_sharp,
+        evidence.white_stays_and_black_moves,
+        evidence.few_steps_are_like_many,
+        evidence.augmentation_keeps_less,
+        evidence.prompts_give_colours_and_shapes,
+    ],
+)
+def test_the_shipped_weights_do_what_their_card_says(exhibits: Exhibits, claim: evidence.Claim) -> None:
+    finding = claim(exhibits)
+    assert finding.holds, finding
