@@ -73,12 +73,12 @@ def write_depth(directory: Path, control: Any) -> None:
     write_hashes(directory)
 
 
-def write_text_to_image(directory: Path, **parts: Any) -> None:
+def write_text_to_image(directory: Path, sigma_min: float = SIGMA_MIN, **parts: Any) -> None:
     """Write ``vae``, ``text_encoder``, ``tokenizer`` and ``unet`` as StableDiffusionPipeline loads them."""
     halved = {name: part if name == "tokenizer" else part.half() for name, part in parts.items()}
     StableDiffusionPipeline(
         **halved,
-        scheduler=scheduler(),
+        scheduler=scheduler(sigma_min),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

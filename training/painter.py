@@ -37,6 +37,9 @@ LOG_SIGMA = (0.5, 1.8)
 GUIDANCE = 3.0
 """How much farther than the caption alone would lead the service goes."""
 
+SIGMA_MIN = 1.0
+"""The least noise that it is asked about: below, it would leave a grain."""
+
 STEPS = 16
 
 LONGEST = 32
@@ -119,7 +122,7 @@ def painter_loss(painter: Painter, vocabulary: CLIPTokenizer, patches: Patches, 
 @torch.no_grad()
 def paint(painter: Painter, tokens: torch.Tensor, nothing: torch.Tensor, size: Size, seed: int) -> torch.Tensor:
     """Latents [N, C, h, w] of captions [N, LONGEST], led away from ``nothing``, the tokens [1, LONGEST] of none."""
-    schedule = euler_schedule(STEPS)
+    schedule = euler_schedule(STEPS, SIGMA_MIN)
     count, device = len(tokens), tokens.device
     noise = torch.randn(
         count,

@@ -26,6 +26,7 @@ from training.clips import Clip, make_clip, make_led_clip
 from training.control import Led, control_sheet, led_loss
 from training.layout import write_depth, write_svd, write_text_to_image
 from training.loop import Loss, Recipe, Sheet, Training
+from training.painter import SIGMA_MIN as PAINTED_SIGMA_MIN
 from training.painter import Painter, painter_loss, painter_sheet, tokenizer
 from training.pictures import draw
 from training.unet import SHARD, SIGMA_MIN, asking, clip_maker, unet_loss, unet_sheet
@@ -80,7 +81,7 @@ CPU = Scale(
     {
         "linear_decoder": Recipe(1500, rate=2e-3, warm_up=50, cool_down=0.5, mean_over=100),
         "still_linear_decoder": Recipe(1500, rate=2e-3, warm_up=50, cool_down=0.5, mean_over=100),
-        "decoder": Recipe(2200, rate=3e-4, warm_up=100, mean_over=100),
+        "decoder": Recipe(2700, rate=3e-4, warm_up=100, mean_over=100),
         "unet": Recipe(6200, rate=6e-4, cool_down=0.42, mean_over=300, precision=torch.bfloat16),
         "led": Recipe(4300, rate=6e-4, cool_down=0.6, mean_over=300, precision=torch.bfloat16),
         "painter": Recipe(3000, rate=1e-3, mean_over=300, precision=torch.bfloat16),
@@ -222,7 +223,8 @@ class Workshop:
             painter = self._with_mean(Painter(vocabulary), "painter")
             still_vae = self._with_mean(networks.image_vae(), "still_decoder")
             towers = {"unet": painter.unet, "text_encoder": painter.text_encoder}
-            write_text_to_image(directory / "text-to-image", vae=still_vae, tokenizer=vocabulary, **towers)
+            towers |= {"vae": still_vae, "tokenizer": vocabulary}
+            write_text_to_image(directory / "text-to-image", PAINTED_SIGMA_MIN, **towers)
 
     def learnt(self, name: str) -> dict[str, torch.Tensor]:
         """The running mean of a network's weights, as they were kept last."""
