@@ -1,1 +1,1 @@
-"""Small checkpoints of the real architecture, so that everything can be run and tested on a CPU."""
+"""Small checkpoints of the real architecture, trained by ``training/``, so that everything can be tried on a CPU."""
