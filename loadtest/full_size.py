@@ -29,6 +29,7 @@ import deployments.models.weights
 from deployments.models.base import FRAMES, Size
 from deployments.models.networks import VideoUNet
 from deployments.models.sampler import SVDSampler
+from deployments.models.schedules import SIGMA_MIN
 from deployments.models.tuning import Tuning
 from deployments.models.vision import Normalisation
 
@@ -105,7 +106,7 @@ class Networks:
             vae=copy.deepcopy(self.vae).to(dtype),
             image_encoder=copy.deepcopy(self.image_encoder).to(dtype),
             unet=copy.deepcopy(self.unet).to(dtype),
-            scheduler=EulerDiscreteScheduler.from_pretrained(SMALL / "scheduler"),
+            scheduler=EulerDiscreteScheduler.from_pretrained(SMALL / "scheduler", sigma_min=SIGMA_MIN),  # SVD's own
             feature_extractor=CLIPImageProcessor(),
         )
         pipeline.set_progress_bar_config(disable=True)
