@@ -2,7 +2,8 @@
 
 What it answers is added to the UNet's skips (Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion
 Models"). There, and in what is published for SVD, the UNet stays as it is. Ours knows one motion only, so it goes on
-learning: every other step has no maps.
+learning: every other step has no maps. It has not learnt to heed maps yet (``README.md`` tells what was tried), so it
+is trained when it is named, and does not ship.
 """
 
 from __future__ import annotations

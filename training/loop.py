@@ -48,7 +48,7 @@ class Recipe:
     mean_over: int = 500
     most_gradient: float = 1.0
     seed: int = 0
-    keep_seconds: float = 60.0
+    keep_seconds: float = 180.0
     sheet_every: int = 250
     precision: torch.dtype = torch.float32
     device: str = "cpu"

@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from deployments.metrics import OUT_OF_MEMORY
 from deployments.models.checkpoints import Checkpoint, Part, controlnet_part, svd_parts
+from deployments.models.schedules import SIGMA_MAX, SIGMA_MIN
 from deployments.models.size import Size as Size
 from deployments.models.tuning import SizeField, Tuning
 from deployments.web import LONGEST_URL
@@ -46,6 +47,8 @@ MAX_SEED = 2**63 - 1
 WARM_UP_ROUNDS, WARM_UP_STEPS = 2, 2
 """How often a batch is made to warm up, and in how many steps: CUDA's graphs are recorded the second time that a
 function runs, and under ``deep_every`` the second step is another one than the first."""
+
+Guidance = Annotated[float, Field(ge=0, le=100)]
 
 Keep = Callable[[int], Collection[int]]
 """Called after each step with the number of steps done; answers which batch members are still wanted."""
@@ -237,9 +240,12 @@ class VideoConfig(EndpointConfig):
         description="What a picture may be cropped to; the nearest by aspect ratio is taken.",
     )
     sigma_min: float = Field(
-        0.002, gt=0, lt=700, description="The least noise that the UNet was trained on; below, its guess is the clip."
+        SIGMA_MIN,
+        gt=0,
+        lt=SIGMA_MAX,
+        description="The least noise that the UNet was trained on; below, its guess is the clip.",
     )
-    guidance: tuple[float, float] | None = Field(
+    guidance: tuple[Guidance, Guidance] | None = Field(
         None, description="Guidance of the first and of the last frame, where the endpoint's own is not right."
     )
     tuning: Tuning = Field(Tuning(), description="How it computes.")

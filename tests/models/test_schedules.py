@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
+from pydantic import ValidationError
 
 from deployments.models.fast_svd_lcm import FastSVDLCM
 from deployments.models.schedules import SIGMA_MIN, EulerSchedule, LCMSchedule, euler_schedule, lcm_schedule
@@ -125,6 +126,14 @@ def test_guidance_is_the_endpoints_own_unless_its_configuration_says_otherwise(
     model._sampler = Mock()
     model.generate([], 2, lambda done: [])
     assert model._sampler.sample.call_args.args[2] == guidance
+
+
+@pytest.mark.parametrize(
+    "said", [{"guidance": [1]}, {"guidance": [-1, 3]}, {"guidance": [1, "inf"]}, {"sigma_min": 700}]
+)
+def test_what_no_sampler_can_do_is_refused(said: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        SVD.Config.model_validate({"weights": "any", **said})
 
 
 def test_euler_never_needs_noise() -> None:

@@ -1,10 +1,8 @@
 """What the shipped weights can do, on photographs that they have never seen."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from training import evidence
 from training.evidence import Exhibits
@@ -13,11 +11,8 @@ CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
 
 
 @pytest.fixture(scope="module")
-def exhibits() -> Iterator[Exhibits]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Exhibits(CONFIG, most=3)
-    torch.set_num_threads(threads)
+def exhibits() -> Exhibits:
+    return Exhibits(CONFIG, most=3)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Everything is made once, at toy size."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,6 @@ from deployments.models.schedules import lcm_schedule
 from deployments.models.text_to_video import ImageSize, TextToVideo, TextToVideoConfig, TextToVideoInput
 from training.__main__ import NAMES
 from training.workshop import TOY, Workshop
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
