@@ -9,7 +9,9 @@ import pytest
 
 from deployments.gateway import polls as polls_module
 from deployments.queue.request import LogLine
-from tests.gateway.conftest import Gateway
+from deployments.queue.store import RequestStore
+from deployments.storage import FileStorage
+from tests.gateway.conftest import Gateway, open_gateway, served_endpoints
 
 AT_ONCE = 0.6
 """Seconds: far below a held second, far above what an answer takes on a busy machine."""
@@ -63,14 +65,16 @@ async def test_a_log_line_ends_the_wait_only_of_who_asked_for_logs(gateway: Gate
     assert (await without)["logs"] is None
 
 
-async def test_a_held_poll_hears_that_it_moved_up(gateway: Gateway) -> None:
-    await gateway.submit()
-    second = await gateway.submit()
-    assert (await gateway.status(second))["queue_position"] == 1
+async def test_a_held_poll_hears_that_it_moved_up(store: RequestStore, storage: FileStorage) -> None:
+    async with open_gateway(store, storage, served_endpoints(), poll_hold_seconds=60.0) as gateway:
+        await gateway.submit()
+        second = await gateway.submit()
+        assert (await gateway.status(second))["queue_position"] == 1
 
-    held = asyncio.create_task(gateway.status(second))
-    await gateway.claim()
-    assert (await held)["queue_position"] == 0
+        held = asyncio.create_task(gateway.status(second))
+        await asyncio.sleep(0.1)
+        await gateway.claim()
+        assert (await asyncio.wait_for(held, 30.0))["queue_position"] == 0
 
 
 async def test_what_has_ended_is_never_held(gateway: Gateway) -> None:
