@@ -11,17 +11,24 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # whoever waits for a thread leaves the core to other programs
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
-SHIPPED = ("linear_decoder", "decoder", "unet", "painter", "still_linear_decoder", "still_decoder")
-NAMES = (*SHIPPED, "led")
+NAMES = (
+    "linear_decoder",
+    "decoder",
+    "unet",
+    "reader",
+    "led",
+    "refined_decoder",
+    "painter",
+    "still_linear_decoder",
+    "still_decoder",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m training", description="Train the small networks of svd-serve.")
     parser.add_argument("directory", type=Path, help="where pictures, banks and checkpoints are kept")
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"what to train of {', '.join(NAMES)} (default: all but the last)"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to train of {', '.join(NAMES)} (default: all)")
     parser.add_argument(
         "--export", type=Path, metavar="DIR", help="train nothing; write checkpoints of what was trained"
     )
@@ -40,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     workshop = Workshop(options.directory, scale, options.device)
     if options.export:
         return workshop.export(options.export)
-    for name in options.names or SHIPPED:
+    for name in options.names or NAMES:
         getattr(workshop, name)().run()
 
 

@@ -140,12 +140,17 @@ def make_clip(
 
 def make_led_clip(pictures: np.ndarray, rng: np.random.Generator, size: Size) -> Clip:
     """A clip with depth maps that move as it does; the motion id says nothing, for the maps say all."""
+    mode, path, maps = make_maps(rng, size)
+    return Clip(film(_pick(pictures, rng), path, size, rng), draw_motion(rng), mode, maps)
+
+
+def make_maps(rng: np.random.Generator, size: Size) -> tuple[str, Path, torch.Tensor]:
+    """A mode, how far it goes, and depth maps [F, 1, H, W] in -1..1 that go there."""
     mode = _mode(LED, rng)
     path = Path.of(mode, rng.uniform(0, MOST_MOTION), size, rng)
     depth = draw_depth(rng, Size(size.width + int(2 * PAN), size.height + int(2 * PAN)))
     middle = (np.array(depth.shape[::-1]) - 1) / 2
-    maps = _photographed(depth[..., None], middle + _seen(path, size))
-    return Clip(film(_pick(pictures, rng), path, size, rng), draw_motion(rng), mode, maps)
+    return mode, path, _photographed(depth[..., None], middle + _seen(path, size))
 
 
 def _mode(mix: Mix, rng: np.random.Generator) -> str:

@@ -1,9 +1,11 @@
 """The depth ControlNet: maps that move lead the clip, whatever the motion id says.
 
+    maps ──▶ ControlNet ──▶ how far things have gone               first it learns to read,
+    maps ──▶ ControlNet ──▶ what is added to the UNet ──▶ clip     then the UNet learns to heed it
+
 What it answers is added to the UNet's skips (Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion
 Models"). There, and in what is published for SVD, the UNet stays as it is. Ours knows one motion only, so it goes on
-learning: every other step has no maps. It has not learnt to heed maps yet (``README.md`` tells what was tried), so it
-is trained when it is named, and does not ship.
+learning: every other step has no maps.
 """
 
 from __future__ import annotations
@@ -11,17 +13,109 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
 from deployments.models.networks import DepthControlNet, VideoUNet
+from deployments.models.sampler import FPS_ID
 from deployments.models.schedules import lcm_schedule
+from deployments.models.size import Size
 from training.bank import Bank, Shard
-from training.clips import FRAMES
+from training.clips import FRAMES, PAN, draw_motion, make_maps
 from training.loop import Loss, Recipe, contact_sheet
-from training.unet import SIGMA_MIN, Ask, sample, unet_loss
+from training.networks import EMBEDDING
+from training.unet import LOG_AUGMENTATION, LOG_SIGMA, SIGMA_MIN, Ask, sample, unet_loss
 from training.vae import Patches
+
+READ = 16
+"""Sets of maps a step, while a ControlNet learns to read."""
+
+READ_SIZES = (Size(64, 64), Size(80, 48), Size(48, 80))
+"""Theirs: what one place of a map tells is told by a small one too."""
+
+
+LOUD = 4.0
+"""By how much what is read, which is up to 1, changes the middle of the UNet, whose numbers are about 3."""
+
+
+class Reader(nn.Module):
+    """A ControlNet, and what reads from it how far things have gone.
+
+    From clips alone it would learn very slowly what maps mean: for that a UNet would have to do already what they
+    say. Asked for a figure, it knows in minutes.
+    """
+
+    def __init__(self, control: DepthControlNet) -> None:
+        super().__init__()
+        self.control = control
+        self.probe = nn.Linear(control.config.block_out_channels[-1], 1)
+        nn.init.dirac_(control.controlnet_mid_block.weight)  # behind its zeros nothing could be read
+
+    def forward(
+        self, maps: torch.Tensor, timestep: torch.Tensor, picture: torch.Tensor, time_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """How far things have gone to the right by maps [B, F, 1, H, W], as each place has it: [B, F, h, w].
+
+        All else is what the service tells its UNet, and says nothing of it.
+        """
+        features = self.control.embed(maps.expand(-1, -1, 3, -1, -1))
+        nothing = features.new_zeros(*features.shape[:2], self.control.config.in_channels, *features.shape[3:])
+        middle = self.control(nothing, timestep, picture, time_ids, features=features, accumulate=False)[-1]
+        read: torch.Tensor = self.probe(middle.movedim(1, -1)).squeeze(-1)
+        return read.reshape(*maps.shape[:2], *read.shape[1:])
+
+    @torch.no_grad()
+    def speak(self) -> DepthControlNet:
+        """The ControlNet with a last projection that says aloud what is read, and that there are maps at all."""
+        projection: Any = self.control.controlnet_mid_block
+        middle = projection.weight[..., 0, 0]
+        aloud, there = LOUD * torch.randn(2, len(middle), 1, generator=torch.Generator().manual_seed(0))
+        projection.weight.copy_((aloud @ (self.probe.weight @ middle))[..., None, None])
+        projection.bias.copy_((aloud @ (self.probe.weight @ projection.bias + self.probe.bias)[:, None] + there)[:, 0])
+        return self.control
+
+
+def reader_loss(reader: Reader, recipe: Recipe) -> Loss:
+    """What a step of reading is to lessen: the error of what is read, in parts of ``PAN``. Maps are drawn for each."""
+
+    def loss(step: int) -> torch.Tensor:
+        rng = recipe.generator(step)
+        size = READ_SIZES[step % len(READ_SIZES)]
+        _, paths, maps = zip(*(make_maps(rng, size) for _ in range(READ)), strict=True)
+        gone = torch.from_numpy(np.stack([path.shift[:, 0] / PAN for path in paths])).float()
+        asked = (torch.stack(maps), *_besides(rng, READ))
+        read: torch.Tensor = reader(*(each.to(recipe.device) for each in asked))
+        return (read.float() - gone[..., None, None].to(recipe.device)).square().mean()
+
+    return loss
+
+
+def _besides(rng: np.random.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a network is told besides maps, as it may come: time steps, pictures' embeddings, time ids."""
+    timestep = torch.from_numpy(0.25 * rng.normal(*LOG_SIGMA, count)).float()
+    picture = torch.from_numpy(rng.standard_normal((count, 1, EMBEDDING))).float()
+    time_ids = torch.tensor([[FPS_ID, draw_motion(rng), np.exp(rng.normal(*LOG_AUGMENTATION))] for _ in range(count)])
+    return timestep, picture, time_ids.float()
+
+
+def reader_sheet() -> Callable[[Any], Image.Image]:
+    """Draw maps, and under each what is read: white where things have gone right by ``PAN``, black where left."""
+    rng = np.random.default_rng(0)
+    maps = torch.stack([make_maps(rng, READ_SIZES[0])[2] for _ in range(3)])
+    asked = (maps, *_besides(rng, len(maps)))
+    shown = [0, FRAMES // 3, 2 * FRAMES // 3, FRAMES - 1]
+
+    @torch.no_grad()
+    def sheet(reader: Any) -> Image.Image:
+        device = reader.probe.weight.device
+        read = reader(*(each.to(device) for each in asked)).cpu().clamp(-1, 1)
+        large = read.repeat_interleave(8, -2).repeat_interleave(8, -1)[:, :, None]
+        rows = [clip[shown].expand(-1, 3, -1, -1) for pair in zip(maps, large, strict=True) for clip in pair]
+        return contact_sheet(rows)
+
+    return sheet
 
 
 def led(unet: VideoUNet, control: DepthControlNet) -> Ask:
@@ -36,11 +130,14 @@ def led(unet: VideoUNet, control: DepthControlNet) -> Ask:
 
 
 class Led(nn.Module):
-    """A UNet and its ControlNet, which learn together."""
+    """A ControlNet that reads, and a UNet that learns to heed it.
 
-    def __init__(self, unet: VideoUNet, control: DepthControlNet) -> None:
+    The ControlNet stays as it is: what it has learnt would be lost before the UNet made anything of it.
+    """
+
+    def __init__(self, unet: VideoUNet, reader: Reader) -> None:
         super().__init__()
-        self.unet, self.control = unet, control
+        self.unet, self.control = unet, reader.speak().requires_grad_(False)
 
 
 def led_loss(network: Led, free: Bank, with_maps: Bank, recipe: Recipe) -> Loss:

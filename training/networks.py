@@ -206,15 +206,20 @@ def video_unet() -> UNetSpatioTemporalConditionModel:
     return unet
 
 
+@torch.no_grad()
 def depth_controlnet(unet: UNetSpatioTemporalConditionModel) -> DepthControlNet:
-    """The ControlNet of a UNet; it begins with what the UNet's encoder has learnt, and adds nothing."""
+    """The ControlNet of a UNet. It adds nothing at first, and listens to its maps alone: the UNet has the picture.
+
+    It does not begin as a copy of the UNet's encoder, as the published ones do: what that knows of latents is of no use
+    in reading maps.
+    """
     names = set(inspect.signature(DepthControlNet.__init__).parameters) - {"self"}
     network: DepthControlNet = DepthControlNet(
         conditioning_embedding_out_channels=MAP_WIDTHS,
         **{name: unet.config[name] for name in names & unet.config.keys()},
     )
-    known = unet.state_dict()
-    network.load_state_dict({name: known.get(name, value) for name, value in network.state_dict().items()})
+    nn.init.zeros_(network.conv_in.weight)
+    nn.init.zeros_(network.conv_in.bias)
     for parameter in network.controlnet_cond_embedding.parameters():
         if parameter.dim() > 1:  # two zeros behind each other would learn slowly, and so does what is faint
             nn.init.orthogonal_(parameter, gain=1.6)

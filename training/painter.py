@@ -31,7 +31,7 @@ from training.vae import Patches
 SCENES = 32
 """Pictures a step."""
 
-LOG_SIGMA = (0.5, 1.8)
+LOG_SIGMA = (2.0, 1.4)
 """Mean and standard deviation of the noise levels' logarithms."""
 
 GUIDANCE = 3.0

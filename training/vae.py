@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from deployments.models.size import Size
+from training.bank import Bank, Shard
 from training.clips import FRAMES, make_clip
 from training.loop import Loss, Recipe, contact_sheet
 from training.networks import LATENT_CHANNELS
@@ -34,6 +35,12 @@ CROPS = 16
 CLIPS, TOGETHER = 4, 3
 """Clips a step, and frames in each, while the decoder learns."""
 
+MADE_USES = 16
+"""Steps for each shard of what the UNet makes."""
+
+MADE, LONGER = 2, 6
+"""The same while it learns from what the UNet makes; there are as many of other clips."""
+
 STILLS = 8
 """Scenes a step, while that of single pictures learns; of other pictures there are half as many."""
 
@@ -45,6 +52,9 @@ LOG_VARIANCE = -5.0
 
 EDGES = 0.5
 """Weight of the error of differences between neighbours."""
+
+CHANGES = 2.0
+"""Weight of the error of differences between frames: what flickers is there."""
 
 
 @dataclass(frozen=True)
@@ -171,14 +181,49 @@ def decoder_loss(patches: Patches, batch: Batch, decode: Decode, recipe: Recipe)
         torch.manual_seed(int(rng.integers(2**31)))
         latents = patches.encode(wanted)
         noisy = latents + math.exp(LOG_VARIANCE / 2) * torch.randn_like(latents)
-        return _error(decode(noisy.to(recipe.device)), wanted.to(recipe.device))
+        return _error_size(decode(noisy.to(recipe.device)).float() - wanted.to(recipe.device))
 
     return loss
 
 
+def refined_decoder_loss(patches: Patches, pictures: np.ndarray, made: Bank, decode: Decode, recipe: Recipe) -> Loss:
+    """What a step of a video decoder is to lessen that learns what a UNet makes of latents.
+
+    Args:
+        patches: The encoder.
+        pictures: Of clips that are encoded, uint8 [N, S, S, 3].
+        made: What the UNet makes of clips, ``latents``, and what they are, ``frames``.
+        decode: Frames from latents of clips of ``LONGER`` frames.
+        recipe: How.
+    """
+
+    def loss(step: int) -> torch.Tensor:
+        rng = recipe.generator(step)
+        clips = [_piece(made.draw(rng, 1, 1 + step // MADE_USES), rng) for _ in range(MADE)]
+        frames = [_frames(pictures, rng, LONGER) for _ in range(MADE)]
+        wanted = torch.cat([*(clip for _, clip in clips), *frames]).to(recipe.device)
+        latents = torch.cat([*(latents for latents, _ in clips), *map(patches.encode, frames)]).to(recipe.device)
+        error = decode(latents).float() - wanted
+        changes = error.unflatten(0, (-1, LONGER)).diff(dim=1)
+        return _error_size(error) + CHANGES * _size(changes)
+
+    return loss
+
+
+def _piece(clip: Shard, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some latents of the only clip of a shard, and the frames that they should become, as large as ``CROP``."""
+    latents, frames = clip["latents"][0], clip["frames"][0]
+    start = int(rng.integers(len(frames) - LONGER + 1))
+    height, width = CROP.height // 8, CROP.width // 8
+    y, x = int(rng.integers(latents.shape[2] - height + 1)), int(rng.integers(latents.shape[3] - width + 1))
+    latents = latents[start : start + LONGER, :, y : y + height, x : x + width]
+    frames = frames[start : start + LONGER, :, 8 * y : 8 * y + CROP.height, 8 * x : 8 * x + CROP.width]
+    return latents, frames
+
+
 def clips_of(pictures: np.ndarray) -> Batch:
     """Some frames of some clips, each ``TOGETHER`` after each other."""
-    return lambda rng: torch.cat([_frames(pictures, rng) for _ in range(CLIPS)])
+    return lambda rng: torch.cat([_frames(pictures, rng, TOGETHER) for _ in range(CLIPS)])
 
 
 def crops_of(pictures: np.ndarray) -> Batch:
@@ -202,9 +247,8 @@ def stills_of(pictures: np.ndarray) -> Batch:
     return batch
 
 
-def _error(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def _error_size(error: torch.Tensor) -> torch.Tensor:
     """Of pixels and of their differences."""
-    error = made.float() - wanted
     return _size(error) + EDGES * (_size(error.diff(dim=-1)) + _size(error.diff(dim=-2)))
 
 
@@ -225,10 +269,10 @@ def psnr(made: torch.Tensor, wanted: torch.Tensor) -> float:
     return float(10 * torch.log10(4 / (made - wanted).square().mean()))
 
 
-def _frames(pictures: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-    """Some frames of a clip, at one of several speeds."""
+def _frames(pictures: np.ndarray, rng: np.random.Generator, count: int) -> torch.Tensor:
+    """So many frames of a clip, at one of several speeds."""
     clip = make_clip(pictures, rng, CROP).frames
-    return clip[:: int(rng.integers(1, FRAMES // TOGETHER + 1))][:TOGETHER]
+    return clip[:: int(rng.integers(1, FRAMES // count + 1))][:count]
 
 
 def _size(error: torch.Tensor) -> torch.Tensor:

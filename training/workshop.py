@@ -1,7 +1,7 @@
 """What is made from what, and where it is kept.
 
-    pictures.npy ──▶ patches ──▶ linear_decoder.pt ──▶ decoder.pt, and the same for stills
-                       └──▶ bank/ ──▶ unet.pt ──▶ led.pt
+    pictures.npy ──▶ patches ──▶ linear_decoder.pt ──▶ decoder.pt ──▶ refined_decoder.pt, and the first two for stills
+                       └──▶ bank/ ──▶ unet.pt ──▶ led.pt ◀── reader.pt
 
 Each of these is made when it is first asked for, from those before it.
 """
@@ -23,14 +23,15 @@ from deployments.models.vision import Normalisation, encoder_pixels
 from training import networks
 from training.bank import Bank
 from training.clips import Clip, make_clip, make_led_clip
-from training.control import Led, control_sheet, led_loss
+from training.control import Led, Reader, control_sheet, led_loss, reader_loss, reader_sheet
 from training.layout import write_depth, write_svd, write_text_to_image
 from training.loop import Loss, Recipe, Sheet, Training
 from training.painter import SIGMA_MIN as PAINTED_SIGMA_MIN
 from training.painter import Painter, painter_loss, painter_sheet, tokenizer
 from training.pictures import draw
-from training.unet import SHARD, SIGMA_MIN, asking, clip_maker, unet_loss, unet_sheet
+from training.unet import SHARD, SIGMA_MIN, asking, clip_maker, made_maker, unet_loss, unet_sheet
 from training.vae import (
+    LONGER,
     TOGETHER,
     Batch,
     Decode,
@@ -39,6 +40,7 @@ from training.vae import (
     crops_of,
     decoder_loss,
     decoder_sheet,
+    refined_decoder_loss,
     stills_of,
 )
 
@@ -53,6 +55,8 @@ SEEDS = {
     "still_decoder": 6,
     "linear_decoder": 7,
     "still_linear_decoder": 8,
+    "reader": 9,
+    "refined_decoder": 10,
 }
 """What each network's first weights are drawn from."""
 
@@ -82,9 +86,11 @@ CPU = Scale(
         "linear_decoder": Recipe(1500, rate=2e-3, warm_up=50, cool_down=0.5, mean_over=100),
         "still_linear_decoder": Recipe(1500, rate=2e-3, warm_up=50, cool_down=0.5, mean_over=100),
         "decoder": Recipe(2700, rate=3e-4, warm_up=100, mean_over=100),
-        "unet": Recipe(6200, rate=6e-4, cool_down=0.42, mean_over=300, precision=torch.bfloat16),
-        "led": Recipe(4300, rate=6e-4, cool_down=0.6, mean_over=300, precision=torch.bfloat16),
-        "painter": Recipe(3000, rate=1e-3, mean_over=300, precision=torch.bfloat16),
+        "refined_decoder": Recipe(800, rate=3e-4, warm_up=50, cool_down=0.5, mean_over=100),
+        "unet": Recipe(15000, rate=6e-4, cool_down=0.45, mean_over=300, precision=torch.bfloat16),
+        "reader": Recipe(400, warm_up=50, mean_over=50, precision=torch.bfloat16),
+        "led": Recipe(5600, rate=6e-4, cool_down=0.5, mean_over=300, precision=torch.bfloat16),
+        "painter": Recipe(12000, rate=1e-3, cool_down=0.5, mean_over=300, precision=torch.bfloat16),
         "still_decoder": Recipe(700, rate=3e-4, warm_up=100, mean_over=100),
     },
 )
@@ -155,13 +161,32 @@ class Workshop:
 
     def decoder(self) -> Training:
         """Of the VAE, and with it the VAE."""
-
-        def decoding(vae: Any) -> Decode:
-            return lambda latents: vae.decode(latents, num_frames=min(TOGETHER, len(latents))).sample
-
         return self._decoding(
-            "decoder", lambda: self._vae(networks.video_vae(), "linear_decoder"), clips_of(self.pictures), decoding
+            "decoder",
+            lambda: self._vae(networks.video_vae(), "linear_decoder"),
+            clips_of(self.pictures),
+            _in_clips_of(TOGETHER),
         )
+
+    def refined_decoder(self) -> Training:
+        """The same, which learns once more, from what the UNet makes."""
+
+        def build() -> Any:
+            return self._with_fixed_encoder(self._with_mean(networks.video_vae(), "decoder"))
+
+        vae = self._built("refined_decoder", build)
+        unet = self._moving().to(self.device)
+        networks.flatten_time(unet)
+        made = made_maker(unet, self.patches.encode, self.embed, self.pictures, self.scale.shard // 4)
+        decode = _in_clips_of(LONGER)(vae)
+        loss = refined_decoder_loss(
+            self.patches,
+            self.pictures,
+            Bank(self.directory / "made", made, seed=2),
+            decode,
+            self._recipe("refined_decoder"),
+        )
+        return self._training("refined_decoder", vae, loss, decoder_sheet(self.held_out, self.patches, decode))
 
     def still_linear_decoder(self) -> Training:
         """The same for single pictures."""
@@ -195,8 +220,14 @@ class Workshop:
         sheet = unet_sheet(self.held_out, self.patches, self.embed)
         return self._training("unet", unet, unet_loss(asking(unet), self.bank, self._recipe("unet")), sheet)
 
+    def reader(self) -> Training:
+        """Of the depth ControlNet, what maps mean."""
+        reader = self._built("reader", lambda: Reader(networks.depth_controlnet(networks.video_unet())))
+        networks.attend_to_one_token(reader)
+        return self._training("reader", reader, reader_loss(reader, self._recipe("reader")), reader_sheet())
+
     def led(self) -> Training:
-        """The depth ControlNet, once there is a UNet, which goes on learning with it."""
+        """The depth ControlNet, once it can read and there is a UNet, which goes on learning with it."""
         network = self._built("led", self._led)
         for part in (network.unet, network.control):
             networks.attend_to_one_token(part)
@@ -207,17 +238,16 @@ class Workshop:
 
     def _led(self) -> Led:
         unet = self._with_mean(VideoUNet.from_config(networks.video_unet().config), "unet")
-        return Led(unet, networks.depth_controlnet(unet))
+        return Led(unet, self._with_mean(Reader(networks.depth_controlnet(unet)), "reader"))
 
     def export(self, directory: Path) -> None:
         """Write checkpoints of all that has been trained so far."""
-        unet = self._with_mean(networks.video_unet(), "unet")
         if self._kept("led").exists():
-            led = self._with_mean(self._led(), "led")
-            unet.load_state_dict(led.unet.state_dict())
-            write_depth(directory / "depth", led.control)
-        vae = self._with_mean(networks.video_vae(), "decoder")
-        write_svd(directory / "svd", sigma_min=SIGMA_MIN, unet=unet, vae=vae, image_encoder=self.image_encoder)
+            write_depth(directory / "depth", self._with_mean(self._led(), "led").control)
+        refined = "refined_decoder" if self._kept("refined_decoder").exists() else "decoder"
+        vae = self._with_mean(networks.video_vae(), refined)
+        towers = {"unet": self._moving(), "vae": vae, "image_encoder": self.image_encoder}
+        write_svd(directory / "svd", sigma_min=SIGMA_MIN, **towers)
         if self._kept("painter").exists() and self._kept("still_decoder").exists():
             vocabulary = tokenizer()
             painter = self._with_mean(Painter(vocabulary), "painter")
@@ -249,10 +279,21 @@ class Workshop:
         networks.flatten_time(network)
         return network.to(self.device)
 
+    def _moving(self) -> Any:
+        """The video UNet as it was trained last."""
+        unet = networks.video_unet()
+        if not self._kept("led").exists():
+            return self._with_mean(unet, "unet")
+        unet.load_state_dict(self._with_mean(self._led(), "led").unet.state_dict())
+        return unet
+
     def _vae(self, vae: Any, linear: str) -> Any:
-        """A VAE with its encoder, which is not trained, and with a decoder that begins with a linear one."""
+        """A VAE with its encoder, and with a decoder that begins with a linear one."""
         self._with_mean(networks.linear_decoder(vae.config.block_out_channels), linear).install(vae.decoder)
         self.patches.install(vae)
+        return self._with_fixed_encoder(vae)
+
+    def _with_fixed_encoder(self, vae: Any) -> Any:
         for part in (vae.encoder, vae.quant_conv):
             part.requires_grad_(False)
         return vae
@@ -275,3 +316,8 @@ class Workshop:
 
     def _training(self, name: str, network: Any, loss: Loss, sheet: Sheet) -> Training:
         return Training(network, loss, self._recipe(name), self._kept(name), sheet)
+
+
+def _in_clips_of(count: int) -> Callable[[Any], Decode]:
+    """How a video VAE decodes frames of clips of so many frames each."""
+    return lambda vae: lambda latents: vae.decode(latents, num_frames=min(count, len(latents))).sample

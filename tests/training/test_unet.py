@@ -63,14 +63,9 @@ def test_a_guess_is_what_the_service_takes_it_for() -> None:
         torch.testing.assert_close(guess, schedule.clean(noisy, velocity, index), rtol=1e-4, atol=1e-3)
 
 
-def test_a_new_controlnet_knows_what_the_unet_knows_and_adds_nothing() -> None:
+def test_a_new_controlnet_hears_its_maps_and_adds_nothing() -> None:
     torch.manual_seed(0)
-    unet = video_unet()
-    control = depth_controlnet(unet)
-    assert torch.equal(
-        control.down_blocks[0].resnets[0].spatial_res_block.conv1.weight,
-        unet.down_blocks[0].resnets[0].spatial_res_block.conv1.weight,
-    )
+    control = depth_controlnet(video_unet())
     clips = _clips()
     sample = torch.cat([clips["clip"], clips["first"].expand_as(clips["clip"])], dim=2)
     features = control.embed(torch.rand(1, 3, 3, 48, 64))

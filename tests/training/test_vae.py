@@ -2,15 +2,20 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from deployments.models.size import Size
+from training.bank import Bank, Make, Shard
+from training.clips import FRAMES, make_clip
+from training.loop import Recipe
 from training.networks import LATENT_CHANNELS, image_vae, linear_decoder, video_vae
 from training.pictures import draw
-from training.vae import Patches, psnr
+from training.vae import LONGER, MADE, Patches, psnr, refined_decoder_loss
 
 PICTURES = np.stack([draw(seed) for seed in range(12)])
 PATCHES = Patches.of(PICTURES, count=200)
@@ -54,3 +59,44 @@ def test_a_new_decoder_answers_as_the_linear_one_in_half_precision_too(build: Ca
 def test_patches_come_back_much_as_they_were() -> None:
     back = [psnr(PATCHES.decode(PATCHES.encode(_crop(seed))), _crop(seed)) for seed in range(100, 120)]
     assert np.mean(back) > 24
+
+
+def test_a_decoder_is_refined_on_latents_and_the_frames_of_the_same_place_and_time(tmp_path: Path) -> None:
+    """Latents as encoded, decoded by what undoes it, have a small error; frames of another time have a large one."""
+
+    def make(rng: np.random.Generator, size: Size) -> Shard:
+        frames = torch.stack([make_clip(PICTURES, rng, size).frames for _ in range(2)])
+        return {"latents": torch.stack([PATCHES.encode(clip) for clip in frames]), "frames": frames}
+
+    def late(rng: np.random.Generator, size: Size) -> Shard:
+        shard = make(rng, size)
+        return {**shard, "frames": shard["frames"].roll(3, 1)}
+
+    def loss(make: Make) -> float:
+        bank = Bank(tmp_path / make.__name__, make)
+        steps = refined_decoder_loss(PATCHES, PICTURES, bank, PATCHES.decode, Recipe(3))
+        return float(np.mean([float(steps(step)) for step in range(3)]))
+
+    assert loss(make) < 0.7 * loss(late)
+
+
+def test_what_flickers_costs_more_than_what_is_wrong_in_every_frame(tmp_path: Path) -> None:
+    def make(rng: np.random.Generator, size: Size) -> Shard:
+        frames = torch.zeros(1, FRAMES, 3, size.height, size.width)
+        return {"latents": torch.zeros(1, FRAMES, LATENT_CHANNELS, size.height // 8, size.width // 8), "frames": frames}
+
+    def wrong(latents: torch.Tensor) -> torch.Tensor:
+        return _as_wanted(latents) + 0.1
+
+    def flickering(latents: torch.Tensor) -> torch.Tensor:
+        return _as_wanted(latents) + 0.1 * (-1.0) ** torch.arange(len(latents))[:, None, None, None]
+
+    def _as_wanted(latents: torch.Tensor) -> torch.Tensor:
+        half = MADE * LONGER
+        return torch.cat([torch.zeros(half, 3, 64, 64), PATCHES.decode(latents[half:])])
+
+    bank = Bank(tmp_path, make)
+    [still, moving] = [
+        float(refined_decoder_loss(PATCHES, PICTURES, bank, decode, Recipe(1))(0)) for decode in (wrong, flickering)
+    ]
+    assert moving > still + 0.2
