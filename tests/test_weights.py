@@ -112,7 +112,7 @@ def test_the_default_configuration_is_whole() -> None:
     assert (status, problems) == (0, "")
     whole = r"  (\w+): ok(?:, [\d,]+ parameters)?, (\d) of \2 files with a known hash"
     parts = [re.fullmatch(whole, line) for line in said.splitlines() if line.startswith(" ")]
-    assert {part[1] for part in parts if part} == PARTS - {"controlnet"}
+    assert {part[1] for part in parts if part} == PARTS
     assert all(parts), said
 
 

@@ -55,8 +55,11 @@ Of several modes, none of which the picture tells, a network would first have to
 this one is the same everywhere in the frame: each place teaches what all need.
 """
 
-LED: Mix = {"left": 1.0, "right": 1.0}
-"""Where depth maps lead."""
+LED: Mix = {"left": 1.0}
+"""Where depth maps lead: how far is theirs to say, whatever the motion id says."""
+
+READ: Mix = {"left": 1.0, "right": 1.0}
+"""Where maps go that a ControlNet learns to read."""
 
 
 @dataclass(frozen=True)
@@ -140,13 +143,13 @@ def make_clip(
 
 def make_led_clip(pictures: np.ndarray, rng: np.random.Generator, size: Size) -> Clip:
     """A clip with depth maps that move as it does; the motion id says nothing, for the maps say all."""
-    mode, path, maps = make_maps(rng, size)
+    mode, path, maps = make_maps(rng, size, LED)
     return Clip(film(_pick(pictures, rng), path, size, rng), draw_motion(rng), mode, maps)
 
 
-def make_maps(rng: np.random.Generator, size: Size) -> tuple[str, Path, torch.Tensor]:
+def make_maps(rng: np.random.Generator, size: Size, mix: Mix = READ) -> tuple[str, Path, torch.Tensor]:
     """A mode, how far it goes, and depth maps [F, 1, H, W] in -1..1 that go there."""
-    mode = _mode(LED, rng)
+    mode = _mode(mix, rng)
     path = Path.of(mode, rng.uniform(0, MOST_MOTION), size, rng)
     depth = draw_depth(rng, Size(size.width + int(2 * PAN), size.height + int(2 * PAN)))
     middle = (np.array(depth.shape[::-1]) - 1) / 2

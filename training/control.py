@@ -5,7 +5,7 @@
 
 What it answers is added to the UNet's skips (Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion
 Models"). There, and in what is published for SVD, the UNet stays as it is. Ours knows one motion only, so it goes on
-learning: every other step has no maps.
+learning: every fourth step has no maps.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ READ = 16
 
 READ_SIZES = (Size(64, 64), Size(80, 48), Size(48, 80))
 """Theirs: what one place of a map tells is told by a small one too."""
-
 
 LOUD = 4.0
 """By how much what is read, which is up to 1, changes the middle of the UNet, whose numbers are about 3."""
@@ -141,12 +140,10 @@ class Led(nn.Module):
 
 
 def led_loss(network: Led, free: Bank, with_maps: Bank, recipe: Recipe) -> Loss:
-    """Without maps and with them in turn."""
-    losses = (
-        unet_loss(lambda clips, *asked: network.unet(*asked), free, recipe),
-        unet_loss(led(network.unet, network.control), with_maps, recipe),
-    )
-    return lambda step: losses[step % 2](step)
+    """Three times with maps, then once without."""
+    without = unet_loss(lambda clips, *asked: network.unet(*asked), free, recipe)
+    led_by_maps = unet_loss(led(network.unet, network.control), with_maps, recipe)
+    return lambda step: (without if step % 4 == 0 else led_by_maps)(step)
 
 
 def control_sheet(clips: Shard, patches: Patches) -> Callable[[Any], Image.Image]:

@@ -38,7 +38,7 @@ CLIPS, TOGETHER = 4, 3
 MADE_USES = 16
 """Steps for each shard of what the UNet makes."""
 
-MADE, LONGER = 2, 6
+MADE, LONGER = 1, 6
 """The same while it learns from what the UNet makes; there are as many of other clips."""
 
 STILLS = 8

@@ -26,6 +26,13 @@ class Still(Exhibits):
         return np.asarray(self.pictures[name])[None].repeat(14, 0)
 
 
+class Led(Exhibits):
+    """Full motion where maps move, none where they stay."""
+
+    def _clip(self, name: str, motion: int, steps: int = 0, aug: float = 0.0, more: str = "") -> np.ndarray:
+        return self.training_clip(name, {"left": 255, "stay": 0}[more])
+
+
 class Rash(Exhibits):
     """Full motion, whatever is asked for."""
 
@@ -67,7 +74,10 @@ class Painted(Exhibits):
         (Ruled, evidence.clips_stay_sharp, True),
         (Ruled, evidence.white_stays_and_black_moves, False),
         (Still, evidence.white_stays_and_black_moves, False),
+        (Led, evidence.clips_go_where_depth_maps_go, True),
+        (Ruled, evidence.clips_go_where_depth_maps_go, False),
         (Still, evidence.clips_go_where_depth_maps_go, False),
+        (Rash, evidence.clips_go_where_depth_maps_go, False),
         (Ruled, evidence.few_steps_are_like_many, True),
         (Still, evidence.augmentation_keeps_less, False),
         (Painted, evidence.prompts_give_colours_and_shapes, False),
