@@ -152,8 +152,16 @@ def make_maps(rng: np.random.Generator, size: Size, mix: Mix = READ) -> tuple[st
     mode = _mode(mix, rng)
     path = Path.of(mode, rng.uniform(0, MOST_MOTION), size, rng)
     depth = draw_depth(rng, Size(size.width + int(2 * PAN), size.height + int(2 * PAN)))
-    middle = (np.array(depth.shape[::-1]) - 1) / 2
-    return mode, path, _photographed(depth[..., None], middle + _seen(path, size))
+    return mode, path, pass_over(depth[..., None], path, size)
+
+
+def pass_over(picture: np.ndarray, path: Path, size: Size) -> torch.Tensor:
+    """What the camera sees, [F, C, H, W] in -1..1, that starts at the middle of a picture uint8 [h, w, C], as it is.
+
+    Beyond the picture's edges there is its mirror image.
+    """
+    middle = (np.array(picture.shape[1::-1]) - 1) / 2
+    return _photographed(picture, middle + _seen(path, size))
 
 
 def _mode(mix: Mix, rng: np.random.Generator) -> str:

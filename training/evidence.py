@@ -160,14 +160,10 @@ class Exhibits:
         return np.asarray(model.generate([asked], steps, lambda done: [0])[0])
 
     def training_clip(self, name: str, motion: int) -> np.ndarray:
-        """What the network would have learnt from for a picture: the same, as the program of the clips moves it."""
-        original = self.originals[name]
-        side = min(original.size)
-        square = np.asarray(fit(original, [Size(side, side)]).resize((256, 256), Image.Resampling.LANCZOS))
-        rng = np.random.default_rng(0)
+        """What the networks would have learnt to make of a picture: it, as the program of the clips moves it."""
         (mode,) = clips.FREE
-        path = clips.Path.of(mode, motion, self.size, rng, self.frames)
-        return _bytes(clips.film(square, path, self.size, rng))
+        path = clips.Path.of(mode, motion, self.size, np.random.default_rng(0), self.frames)
+        return _bytes(clips.pass_over(np.asarray(self.pictures[name]), path, self.size))
 
     def _painted(self, prompt: str) -> np.ndarray:
         """The picture of a prompt, uint8 [H, W, 3]."""

@@ -89,8 +89,8 @@ CPU = Scale(
         "refined_decoder": Recipe(800, rate=3e-4, warm_up=50, cool_down=0.5, mean_over=100),
         "unet": Recipe(15000, rate=6e-4, cool_down=0.45, mean_over=300, precision=torch.bfloat16),
         "reader": Recipe(400, warm_up=50, mean_over=50, precision=torch.bfloat16),
-        "led": Recipe(5000, rate=1e-3, cool_down=0.6, mean_over=300, precision=torch.bfloat16),
-        "painter": Recipe(10000, rate=1e-3, cool_down=0.5, mean_over=300, precision=torch.bfloat16),
+        "led": Recipe(6500, rate=1e-3, cool_down=0.6, mean_over=300, precision=torch.bfloat16),
+        "painter": Recipe(11500, rate=1e-3, cool_down=0.4, mean_over=300, precision=torch.bfloat16),
         "still_decoder": Recipe(700, rate=3e-4, warm_up=100, mean_over=100),
     },
 )

@@ -23,8 +23,10 @@ def exhibits() -> Exhibits:
         evidence.the_first_frame_is_the_picture,
         evidence.clips_stay_sharp,
         evidence.white_stays_and_black_moves,
+        evidence.clips_go_where_depth_maps_go,
         evidence.few_steps_are_like_many,
         evidence.augmentation_keeps_less,
+        evidence.prompts_give_colours_and_shapes,
     ],
 )
 def test_the_shipped_weights_do_what_their_card_says(exhibits: Exhibits, claim: evidence.Claim) -> None:
