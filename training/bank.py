@@ -3,6 +3,7 @@
     shard number ──▶ clips, drawn ──▶ VAE, image encoder ──▶ one file of tensors
 
 A shard follows from its number alone and is made when it is first asked for, so a bank can be lost without harm.
+Whoever changes what makes it, deletes it: what lies there is not made anew.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
     maps ──▶ ControlNet ──▶ how far things have gone               first it learns to read,
     maps ──▶ ControlNet ──▶ what is added to the UNet ──▶ clip     then the UNet learns to heed it
 
-What it answers is added to the UNet's skips (Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion
-Models"). There, and in what is published for SVD, the UNet stays as it is. Ours knows one motion only, so it goes on
-learning: every fourth step has no maps.
+What a ControlNet answers is added to the UNet's skips and middle (Zhang et al. 2023, "Adding Conditional Control to
+Text-to-Image Diffusion Models"); ours speaks to the middle alone, and its other projections stay 0. There, and in what
+is published for SVD, the UNet stays as it is. Ours heeds nothing but its motion id, so it goes on learning: every
+fourth step has no maps.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from training.networks import EMBEDDING
 from training.unet import LOG_AUGMENTATION, LOG_SIGMA, SIGMA_MIN, Ask, sample, unet_loss
 from training.vae import Patches
 
-READ = 16
+SETS = 16
 """Sets of maps a step, while a ControlNet learns to read."""
 
 READ_SIZES = (Size(64, 64), Size(80, 48), Size(48, 80))
@@ -67,7 +68,10 @@ class Reader(nn.Module):
 
     @torch.no_grad()
     def speak(self) -> DepthControlNet:
-        """The ControlNet with a last projection that says aloud what is read, and that there are maps at all."""
+        """Let the ControlNet say aloud what is read, and that there are maps at all; then there is no reading on.
+
+        Both go into one direction each, of the middle's channels.
+        """
         projection: Any = self.control.controlnet_mid_block
         middle = projection.weight[..., 0, 0]
         aloud, there = LOUD * torch.randn(2, len(middle), 1, generator=torch.Generator().manual_seed(0))
@@ -82,9 +86,9 @@ def reader_loss(reader: Reader, recipe: Recipe) -> Loss:
     def loss(step: int) -> torch.Tensor:
         rng = recipe.generator(step)
         size = READ_SIZES[step % len(READ_SIZES)]
-        _, paths, maps = zip(*(make_maps(rng, size) for _ in range(READ)), strict=True)
+        _, paths, maps = zip(*(make_maps(rng, size) for _ in range(SETS)), strict=True)
         gone = torch.from_numpy(np.stack([path.shift[:, 0] / PAN for path in paths])).float()
-        asked = (torch.stack(maps), *_besides(rng, READ))
+        asked = (torch.stack(maps), *_besides(rng, SETS))
         read: torch.Tensor = reader(*(each.to(recipe.device) for each in asked))
         return (read.float() - gone[..., None, None].to(recipe.device)).square().mean()
 
@@ -92,7 +96,7 @@ def reader_loss(reader: Reader, recipe: Recipe) -> Loss:
 
 
 def _besides(rng: np.random.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a network is told besides maps, as it may come: time steps, pictures' embeddings, time ids."""
+    """What a network is told besides maps, much as it may come: time steps, pictures' embeddings, time ids."""
     timestep = torch.from_numpy(0.25 * rng.normal(*LOG_SIGMA, count)).float()
     picture = torch.from_numpy(rng.standard_normal((count, 1, EMBEDDING))).float()
     time_ids = torch.tensor([[FPS_ID, draw_motion(rng), np.exp(rng.normal(*LOG_AUGMENTATION))] for _ in range(count)])
@@ -140,7 +144,7 @@ class Led(nn.Module):
 
 
 def led_loss(network: Led, free: Bank, with_maps: Bank, recipe: Recipe) -> Loss:
-    """Three times with maps, then once without."""
+    """Once without maps, then three times with them."""
     without = unet_loss(lambda clips, *asked: network.unet(*asked), free, recipe)
     led_by_maps = unet_loss(led(network.unet, network.control), with_maps, recipe)
     return lambda step: (without if step % 4 == 0 else led_by_maps)(step)

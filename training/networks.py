@@ -206,9 +206,8 @@ def video_unet() -> UNetSpatioTemporalConditionModel:
     return unet
 
 
-@torch.no_grad()
 def depth_controlnet(unet: UNetSpatioTemporalConditionModel) -> DepthControlNet:
-    """The ControlNet of a UNet. It adds nothing at first, and listens to its maps alone: the UNet has the picture.
+    """The ControlNet of a UNet. It adds nothing at first, and hears nothing of the latents: those the UNet has.
 
     It does not begin as a copy of the UNet's encoder, as the published ones do: what that knows of latents is of no use
     in reading maps.

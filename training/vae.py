@@ -35,11 +35,11 @@ CROPS = 16
 CLIPS, TOGETHER = 4, 3
 """Clips a step, and frames in each, while the decoder learns."""
 
+MADE, LONGER = 1, 6
+"""Clips a step, and frames in each, while it learns from what the UNet makes; there are as many of other clips."""
+
 MADE_USES = 16
 """Steps for each shard of what the UNet makes."""
-
-MADE, LONGER = 1, 6
-"""The same while it learns from what the UNet makes; there are as many of other clips."""
 
 STILLS = 8
 """Scenes a step, while that of single pictures learns; of other pictures there are half as many."""
@@ -211,7 +211,7 @@ def refined_decoder_loss(patches: Patches, pictures: np.ndarray, made: Bank, dec
 
 
 def _piece(clip: Shard, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Some latents of the only clip of a shard, and the frames that they should become, as large as ``CROP``."""
+    """Some latents of the one clip that was drawn, and the frames that they should become, as large as ``CROP``."""
     latents, frames = clip["latents"][0], clip["frames"][0]
     start = int(rng.integers(len(frames) - LONGER + 1))
     height, width = CROP.height // 8, CROP.width // 8

@@ -1,9 +1,13 @@
 """What is made from what, and where it is kept.
 
-    pictures.npy ──▶ patches ──▶ linear_decoder.pt ──▶ decoder.pt ──▶ refined_decoder.pt, and the first two for stills
-                       └──▶ bank/ ──▶ unet.pt ──▶ led.pt ◀── reader.pt
+    pictures.npy ──▶ patches ──▶ bank/ ──▶ unet.pt ──▶ led.pt ──▶ made/ ─────────────────────────────┐
+                        │                   reader.pt ──▶┘                                           ▼
+                        └──▶ linear_decoder.pt ──▶ decoder.pt ──────────────────────────▶ refined_decoder.pt
+                        └──▶ still_linear_decoder.pt ──▶ still_decoder.pt
+                        └──▶ painter.pt
 
-Each of these is made when it is first asked for, from those before it.
+Pictures and banks are made when they are first asked for; networks are trained in the order of the command line, each
+from those before it.
 """
 
 from __future__ import annotations
@@ -70,7 +74,7 @@ class Scale:
 
     Attributes:
         pictures: Drawn to learn from.
-        shard: Clips of a bank that are made at a time.
+        shard: Clips of a bank that are made at a time; of what a UNet makes, a quarter of it.
         recipes: How each network is trained.
     """
 
@@ -87,7 +91,7 @@ CPU = Scale(
         "still_linear_decoder": Recipe(1500, rate=2e-3, warm_up=50, cool_down=0.5, mean_over=100),
         "decoder": Recipe(2700, rate=3e-4, warm_up=100, mean_over=100),
         "refined_decoder": Recipe(800, rate=3e-4, warm_up=50, cool_down=0.5, mean_over=100),
-        "unet": Recipe(15000, rate=6e-4, cool_down=0.45, mean_over=300, precision=torch.bfloat16),
+        "unet": Recipe(6200, rate=6e-4, cool_down=0.42, mean_over=300, precision=torch.bfloat16),
         "reader": Recipe(400, warm_up=50, mean_over=50, precision=torch.bfloat16),
         "led": Recipe(6500, rate=1e-3, cool_down=0.6, mean_over=300, precision=torch.bfloat16),
         "painter": Recipe(11500, rate=1e-3, cool_down=0.4, mean_over=300, precision=torch.bfloat16),
@@ -228,7 +232,7 @@ class Workshop:
 
     def led(self) -> Training:
         """The depth ControlNet, once it can read and there is a UNet, which goes on learning with it."""
-        network = self._built("led", self._led)
+        network = self._built("led", self._new_led)
         for part in (network.unet, network.control):
             networks.attend_to_one_token(part)
         with_maps = self._bank("led", 1, make_led_clip)
@@ -236,17 +240,21 @@ class Workshop:
         loss = led_loss(network, self.bank, with_maps, self._recipe("led"))
         return self._training("led", network, loss, control_sheet(few, self.patches))
 
-    def _led(self) -> Led:
+    def _new_led(self) -> Led:
         unet = self._with_mean(VideoUNet.from_config(networks.video_unet().config), "unet")
         return Led(unet, self._with_mean(Reader(networks.depth_controlnet(unet)), "reader"))
+
+    def _led(self) -> Led:
+        """As it was trained."""
+        unet = VideoUNet.from_config(networks.video_unet().config)
+        led: Led = self._with_mean(Led(unet, Reader(networks.depth_controlnet(unet))), "led")
+        return led
 
     def export(self, directory: Path) -> None:
         """Write checkpoints of all that has been trained so far."""
         if self._kept("led").exists():
-            write_depth(directory / "depth", self._with_mean(self._led(), "led").control)
-        refined = "refined_decoder" if self._kept("refined_decoder").exists() else "decoder"
-        vae = self._with_mean(networks.video_vae(), refined)
-        towers = {"unet": self._moving(), "vae": vae, "image_encoder": self.image_encoder}
+            write_depth(directory / "depth", self._led().control)
+        towers = {"unet": self._moving(), "vae": self._refined(), "image_encoder": self.image_encoder}
         write_svd(directory / "svd", sigma_min=SIGMA_MIN, **towers)
         if self._kept("painter").exists() and self._kept("still_decoder").exists():
             vocabulary = tokenizer()
@@ -284,8 +292,19 @@ class Workshop:
         unet = networks.video_unet()
         if not self._kept("led").exists():
             return self._with_mean(unet, "unet")
-        unet.load_state_dict(self._with_mean(self._led(), "led").unet.state_dict())
+        unet.load_state_dict(self._led().unet.state_dict())
         return unet
+
+    def _refined(self) -> Any:
+        """The video VAE whose decoder lies between that of pictures and that of what the UNet makes.
+
+        Halfway it is nearer to pictures than either (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+        """
+        vae = self._with_mean(networks.video_vae(), "decoder")
+        if self._kept("refined_decoder").exists():
+            refined = self.learnt("refined_decoder")
+            vae.load_state_dict({name: value.lerp(refined[name], 0.5) for name, value in vae.state_dict().items()})
+        return vae
 
     def _vae(self, vae: Any, linear: str) -> Any:
         """A VAE with its encoder, and with a decoder that begins with a linear one."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from deployments.models.size import Size
-from training.clips import FRAMES, MODES, PAN, PANS, Path, film, make_clip, make_led_clip
+from training.clips import FRAMES, MODES, PAN, PANS, Path, film, make_clip, make_led_clip, make_maps
 from training.pictures import SIDE, draw
 
 SIZE = Size(48, 32)
@@ -57,7 +57,15 @@ def test_depth_maps_go_where_the_clip_goes_and_as_far() -> None:
         assert clip.maps is not None
         assert clip.maps.shape == (FRAMES, 1, 80, 144)
         assert _shift(clip.maps) == pytest.approx(_shift(clip.frames), abs=1)
-        assert clip.mode == "left"
+
+
+def test_maps_that_are_to_be_read_go_both_ways_as_far_as_they_say() -> None:
+    ways = set()
+    for seed in range(6):
+        mode, path, maps = make_maps(np.random.default_rng(seed), Size(144, 80))
+        assert _shift(maps) == pytest.approx(path.shift[-1, 0], abs=1)
+        ways.add(mode)
+    assert ways == {"left", "right"}
 
 
 def _shift(frames: torch.Tensor) -> int:

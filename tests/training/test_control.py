@@ -48,7 +48,7 @@ def test_what_is_wanted_is_how_far_the_maps_went(seed: int) -> None:
 
 
 def test_what_is_read_is_said_aloud() -> None:
-    """A UNet is told the same for two sets of maps by as much as they are read the same."""
+    """A UNet is told two sets of maps apart by as much as they are read apart, and that there are maps at all."""
     reader = _reader()
     maps = torch.stack([make_maps(np.random.default_rng(seed), READ_SIZES[1])[2] for seed in range(2)])
     besides = [each.expand(2, *each.shape[1:]) for each in BESIDES]
@@ -61,6 +61,10 @@ def test_what_is_read_is_said_aloud() -> None:
     assert not any(each.any() for each in skips)
     told = middle.unflatten(0, (2, -1))
     apart, read_apart = told[1] - told[0], read[1] - read[0]
+    direction = apart[-1, :, 3, 3] / read_apart[-1, 3, 3]
+    there = told[0] - direction[:, None, None] * read[0][:, None]
+    torch.testing.assert_close(there, there[:1, :, :1, :1].expand_as(there), rtol=1e-2, atol=5e-2)
+    assert there.square().mean().sqrt() > 2
     aloud = apart.square().mean(1).sqrt() / read_apart.abs()
     torch.testing.assert_close(aloud, aloud.mean().expand_as(aloud), rtol=1e-2, atol=1e-2)
     assert 2 < aloud.mean() < 8

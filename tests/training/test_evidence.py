@@ -30,7 +30,7 @@ class Led(Exhibits):
     """Full motion where maps move, none where they stay."""
 
     def _clip(self, name: str, motion: int, steps: int = 0, aug: float = 0.0, more: str = "") -> np.ndarray:
-        return self.training_clip(name, {"left": 255, "stay": 0}[more])
+        return self.training_clip(name, {"left": 255, "stay": 0}.get(more, motion))
 
 
 class Rash(Exhibits):
@@ -77,7 +77,9 @@ class Painted(Exhibits):
         (Led, evidence.clips_go_where_depth_maps_go, True),
         (Ruled, evidence.clips_go_where_depth_maps_go, False),
         (Still, evidence.clips_go_where_depth_maps_go, False),
-        (Rash, evidence.clips_go_where_depth_maps_go, False),
+        (Led, evidence.clips_stay_where_depth_maps_stay, True),
+        (Ruled, evidence.clips_stay_where_depth_maps_stay, False),
+        (Rash, evidence.clips_stay_where_depth_maps_stay, False),
         (Ruled, evidence.few_steps_are_like_many, True),
         (Still, evidence.augmentation_keeps_less, False),
         (Painted, evidence.prompts_give_colours_and_shapes, False),

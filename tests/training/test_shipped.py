@@ -24,6 +24,7 @@ def exhibits() -> Exhibits:
         evidence.clips_stay_sharp,
         evidence.white_stays_and_black_moves,
         evidence.clips_go_where_depth_maps_go,
+        evidence.clips_stay_where_depth_maps_stay,
         evidence.few_steps_are_like_many,
         evidence.augmentation_keeps_less,
         evidence.prompts_give_colours_and_shapes,

@@ -63,12 +63,18 @@ def test_a_guess_is_what_the_service_takes_it_for() -> None:
         torch.testing.assert_close(guess, schedule.clean(noisy, velocity, index), rtol=1e-4, atol=1e-3)
 
 
-def test_a_new_controlnet_hears_its_maps_and_adds_nothing() -> None:
+def test_a_new_controlnet_hears_its_maps_but_no_latents_and_adds_nothing() -> None:
     torch.manual_seed(0)
     control = depth_controlnet(video_unet())
     clips = _clips()
     sample = torch.cat([clips["clip"], clips["first"].expand_as(clips["clip"])], dim=2)
     features = control.embed(torch.rand(1, 3, 3, 48, 64))
-    assert features.std() > 0
-    added = control(sample, torch.tensor([0.1]), clips["embedding"], clips["time_ids"], features, accumulate=True)
-    assert not any(each.any() for each in added)
+    asked = (torch.tensor([0.1]), clips["embedding"], clips["time_ids"])
+    assert not any(each.any() for each in control(sample, *asked, features, accumulate=True))
+    torch.nn.init.dirac_(control.controlnet_mid_block.weight)
+    middle, of_other_latents, of_other_maps = (
+        control(latents, *asked, maps, accumulate=True)[-1]
+        for latents, maps in ((sample, features), (sample.flip(-1), features), (sample, features.flip(-1)))
+    )
+    assert torch.equal(middle, of_other_latents)
+    assert not torch.allclose(middle, of_other_maps, atol=1e-3)
