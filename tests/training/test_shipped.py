@@ -15,6 +15,7 @@ def exhibits() -> Exhibits:
     return Exhibits(CONFIG, most=3)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # the stock scheduler's
 @pytest.mark.parametrize(
     "claim",
     [
