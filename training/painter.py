@@ -84,10 +84,12 @@ def tokenizer() -> CLIPTokenizer:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.Whitespace()
-    options: dict[str, Any] = {"vocab_size": 10_000, "min_frequency": 1, "show_progress": False}
+    # Known beforehand: the trainer would number them as it meets them, by chance, and break ties by their numbers.
+    last_letters = [f"{letter}</w>" for letter in letters]
+    options: dict[str, Any] = {"vocab_size": 10_000, "special_tokens": last_letters, "show_progress": False}
     learner.train_from_iterator(words, trainers.BpeTrainer(end_of_word_suffix="</w>", **options))
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges), START, END]
+    tokens = [*letters, *last_letters, *("".join(pair) for pair in merges), START, END]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LONGEST)
 
