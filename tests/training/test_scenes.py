@@ -39,6 +39,11 @@ def test_a_word_of_the_vocabulary_is_one_token_and_any_prompt_has_tokens() -> No
     )
 
 
+def test_a_word_has_the_same_number_however_often_the_tokenizer_is_made() -> None:
+    for _ in range(8):  # chance would repeat itself once in a while
+        assert tokenizer().get_vocab() == VOCABULARY.get_vocab()
+
+
 def test_every_caption_is_read_to_its_end() -> None:
     captions = [caption for caption, _ in _scenes(200)]
     assert (tokens_of(VOCABULARY, captions)[:, -1] == VOCABULARY.pad_token_id).all()
