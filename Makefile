@@ -14,8 +14,8 @@ serve: .venv/installed  # start the service on 127.0.0.1:$(PORT)
 demo: .venv/installed  # make one video and print its path
 	@SVD_PUBLIC_URL=http://127.0.0.1:$(PORT) $(BIN)/svd-serve demo
 
-test: .venv/installed tests/js/node_modules  # pass every test
-	$(BIN)/pytest
+test: .venv/installed tests/js/node_modules  # pass every test, in two processes; JOBS=4 in four
+	$(BIN)/pytest --numprocesses $(or $(JOBS),2) --no-loadscope-reorder --durations=25
 
 check: check-static test  # format, lint, types, import rules, tests
 

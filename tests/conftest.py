@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ from uuid import uuid4
 
 import pytest
 import yaml
+from xdist.scheduler import LoadScopeScheduling
 
 from deployments import metrics, tracing
 from deployments.cli import is_ready
@@ -36,6 +38,28 @@ ROOT = Path(__file__).parents[1]
 READY_SECONDS = 240.0
 MARKER = "a-secret-in-the-environment-of-the-service"
 OTHERS_TOKEN = "the-token-of-another-cluster-of-this-user"
+
+
+class Shares(LoadScopeScheduling):
+    """Which tests one of pytest's processes has for itself: those of a file, and those of all files with a service.
+
+    A service keeps both cores of a small machine busy, and starts for a minute: it is one process's, and the same one's
+    that stops and kills services of its own.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = ROOT / nodeid.partition("::")[0]
+        return "service" if any(map(_has_a_service, (file, file.with_name("conftest.py")))) else str(file)
+
+
+def _has_a_service(file: Path) -> bool:
+    """Whether a file of tests, or what they share with their neighbours, names a ``Server``."""
+    return file != Path(__file__) and file.exists() and bool(re.search(r"\bServer\b", file.read_text()))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Shares:
+    """How tests are shared, where there are several processes."""
+    return Shares(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
