@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from training import evidence
-from training.evidence import Exhibits
+from training.clips import Clip
+from training.evidence import Exhibits, as_bytes
 from training.scenes import COLOURS
 
 CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
@@ -16,7 +17,10 @@ class Ruled(Exhibits):
     """Clips by rule, at once."""
 
     def _clip(self, name: str, motion: int, steps: int = 0, aug: float = 0.0, more: str = "") -> np.ndarray:
-        return self.training_clip(name, motion)
+        return self.moved(name, motion)
+
+    def follow(self, drawn: Clip) -> np.ndarray:
+        return as_bytes(drawn.frames)
 
 
 class Still(Exhibits):
@@ -30,23 +34,35 @@ class Led(Exhibits):
     """Full motion where maps move, none where they stay."""
 
     def _clip(self, name: str, motion: int, steps: int = 0, aug: float = 0.0, more: str = "") -> np.ndarray:
-        return self.training_clip(name, {"left": 255, "stay": 0}.get(more, motion))
+        return self.moved(name, {"left": 255, "stay": 0}.get(more, motion))
 
 
 class Rash(Exhibits):
     """Full motion, whatever is asked for."""
 
     def _clip(self, name: str, motion: int, steps: int = 0, aug: float = 0.0, more: str = "") -> np.ndarray:
-        return self.training_clip(name, 255)
+        return self.moved(name, 255)
 
 
 class Noisy(Exhibits):
     """Clips by rule, under noise."""
 
     def _clip(self, name: str, motion: int, steps: int = 0, aug: float = 0.0, more: str = "") -> np.ndarray:
-        clip = self.training_clip(name, motion)
-        noise = np.random.default_rng(motion).normal(0, 30, clip.shape)
-        return (clip + noise).clip(0, 255).astype(np.uint8)
+        return _noisy(self.moved(name, motion))
+
+    def follow(self, drawn: Clip) -> np.ndarray:
+        return as_bytes(drawn.frames)
+
+
+class NoisyAtHome(Ruled):
+    """Noise only where they should know best."""
+
+    def follow(self, drawn: Clip) -> np.ndarray:
+        return _noisy(as_bytes(drawn.frames))
+
+
+def _noisy(frames: np.ndarray) -> np.ndarray:
+    return (frames + np.random.default_rng(0).normal(0, 30, frames.shape)).clip(0, 255).astype(np.uint8)
 
 
 class Painted(Exhibits):
@@ -71,6 +87,7 @@ class Painted(Exhibits):
         (Noisy, evidence.the_first_frame_is_the_picture, False),
         (Ruled, evidence.nothing_flickers, True),
         (Noisy, evidence.nothing_flickers, False),
+        (NoisyAtHome, evidence.nothing_flickers, False),
         (Ruled, evidence.clips_stay_sharp, True),
         (Ruled, evidence.white_stays_and_black_moves, False),
         (Still, evidence.white_stays_and_black_moves, False),
