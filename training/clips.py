@@ -126,13 +126,11 @@ def draw_motion(rng: np.random.Generator) -> int:
     return int(np.clip(rng.integers(1, MOST_MOTION + 1) if rng.random() < 0.9 else 1, 1, MOST_MOTION))
 
 
-def make_clip(
-    pictures: np.ndarray, rng: np.random.Generator, size: Size, frames: int = FRAMES, mix: Mix = FREE
-) -> Clip:
+def make_clip(pictures: np.ndarray, rng: np.random.Generator, size: Size, mix: Mix = FREE) -> Clip:
     """A clip over one of some pictures [N, S, S, 3]; a layer before it, where there is one, is of another."""
     mode = _mode(mix, rng)
     motion = draw_motion(rng)
-    path = Path.of(mode, motion, size, rng, frames)
+    path = Path.of(mode, motion, size, rng)
     if mode != "parallax":
         return Clip(film(_pick(pictures, rng), path, size, rng), motion, mode)
     near = film(_layer(_pick(pictures, rng), rng), path, size, rng)

@@ -50,6 +50,17 @@ def test_a_clip_follows_from_its_source_of_chance() -> None:
     assert 1 <= first.motion <= 255
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mix_says_what_happens(mode: str) -> None:
+    pictures = np.stack([draw(seed) for seed in range(3)])
+    clips = [make_clip(pictures, np.random.default_rng(seed), SIZE, {mode: 1.0}) for seed in range(3)]
+    assert {clip.mode for clip in clips} == {mode}
+    for clip in clips:
+        assert clip.frames.shape == (FRAMES, 3, SIZE.height, SIZE.width)
+        assert clip.frames.abs().max() <= 1
+        assert not torch.equal(clip.frames[0], clip.frames[-1])
+
+
 def test_depth_maps_go_where_the_clip_goes_and_as_far() -> None:
     pictures = PICTURE[None]
     for seed in range(4):

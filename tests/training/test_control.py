@@ -20,7 +20,7 @@ def _reader() -> Reader:
     return Reader(depth_controlnet(video_unet()))
 
 
-def test_every_place_of_every_frame_is_read_from_its_maps() -> None:
+def test_each_latent_of_each_frame_has_a_reading_that_maps_change() -> None:
     reader = _reader()
     _, _, maps = make_maps(np.random.default_rng(0), READ_SIZES[1])
     with torch.no_grad():
