@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -41,20 +42,21 @@ OTHERS_TOKEN = "the-token-of-another-cluster-of-this-user"
 
 
 class Shares(LoadScopeScheduling):
-    """Which tests one of pytest's processes has for itself: those of a file, and those of all files with a service.
+    """Which tests one of pytest's processes has for itself: those of a file, those of all files that use ``server``.
 
-    A service keeps both cores of a small machine busy, and starts for a minute: it is one process's, and the same one's
-    that stops and kills services of its own.
+    The service takes a minute to start and keeps a core busy: one for all processes is enough.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = ROOT / nodeid.partition("::")[0]
-        return "service" if any(map(_has_a_service, (file, file.with_name("conftest.py")))) else str(file)
+        return "server" if any(map(_uses_server, (file, file.with_name("conftest.py")))) else str(file)
 
 
-def _has_a_service(file: Path) -> bool:
-    """Whether a file of tests, or what they share with their neighbours, names a ``Server``."""
-    return file != Path(__file__) and file.exists() and bool(re.search(r"\bServer\b", file.read_text()))
+@functools.cache
+def _uses_server(file: Path) -> bool:
+    """Whether a test asks for it, or a fixture."""
+    asks = r"(def test_\w+|@pytest\.fixture.*\n(async )?def \w+)\([^)]*\bserver: Server"
+    return file.exists() and bool(re.search(asks, file.read_text()))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Shares:
