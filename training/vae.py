@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from deployments.models.size import Size
 from training.bank import Bank, Shard
 from training.clips import FRAMES, make_clip
 from training.loop import Loss, Recipe, contact_sheet
+from training.measures import flow
 from training.networks import LATENT_CHANNELS
 from training.scenes import draw_scene
 
@@ -53,8 +55,8 @@ LOG_VARIANCE = -5.0
 EDGES = 0.5
 """Weight of the error of differences between neighbours."""
 
-CHANGES = 2.0
-"""Weight of the error of differences between frames: what flickers is there."""
+FLICKER = 2.0
+"""Weight of what of the error changes from frame to frame."""
 
 
 @dataclass(frozen=True)
@@ -204,10 +206,23 @@ def refined_decoder_loss(patches: Patches, pictures: np.ndarray, made: Bank, dec
         wanted = torch.cat([*(clip for _, clip in clips), *frames]).to(recipe.device)
         latents = torch.cat([*(latents for latents, _ in clips), *map(patches.encode, frames)]).to(recipe.device)
         error = decode(latents).float() - wanted
-        changes = error.unflatten(0, (-1, LONGER)).diff(dim=1)
-        return _error_size(error) + CHANGES * _size(changes)
+        flicker = [changes(*clip) for clip in zip(error.split(LONGER), wanted.split(LONGER), strict=True)]
+        return _error_size(error) + FLICKER * _size(torch.cat(flicker))
 
     return loss
+
+
+def changes(error: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+    """What of a clip's error [F, 3, H, W] changes from frame to frame where motion is undone, [F - 1, 3, H, W].
+
+    An error that goes with what moves, such as a blur, does not change.
+    """
+    pixels = [(frame * 127.5 + 127.5).round().byte().permute(1, 2, 0).cpu().numpy() for frame in frames]
+    moved = torch.from_numpy(np.stack([flow(before, after) for before, after in pairwise(pixels)])).to(error)
+    sides = torch.tensor([frames.shape[3], frames.shape[2]]).to(error)
+    stay = functional.affine_grid(torch.eye(2, 3).to(error)[None], [1, *error.shape[1:]], align_corners=False)
+    back = functional.grid_sample(error[1:], stay + 2 * moved / sides, padding_mode="reflection", align_corners=False)
+    return back - error[:-1]
 
 
 def _piece(clip: Shard, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:

@@ -90,11 +90,11 @@ CPU = Scale(
         "linear_decoder": Recipe(1500, rate=2e-3, warm_up=50, cool_down=0.5, mean_over=100),
         "still_linear_decoder": Recipe(1500, rate=2e-3, warm_up=50, cool_down=0.5, mean_over=100),
         "decoder": Recipe(2700, rate=3e-4, warm_up=100, mean_over=100),
-        "refined_decoder": Recipe(800, rate=3e-4, warm_up=50, cool_down=0.5, mean_over=100),
+        "refined_decoder": Recipe(1800, rate=3e-4, warm_up=50, cool_down=0.5, mean_over=100),
         "unet": Recipe(6200, rate=6e-4, cool_down=0.42, mean_over=300, precision=torch.bfloat16),
         "reader": Recipe(400, warm_up=50, mean_over=50, precision=torch.bfloat16),
         "led": Recipe(6500, rate=1e-3, cool_down=0.6, mean_over=300, precision=torch.bfloat16),
-        "painter": Recipe(13000, rate=1e-3, cool_down=0.4, mean_over=300, precision=torch.bfloat16),
+        "painter": Recipe(16500, rate=1e-3, cool_down=0.4, mean_over=300, precision=torch.bfloat16),
         "still_decoder": Recipe(700, rate=3e-4, warm_up=100, mean_over=100),
     },
 )
@@ -254,7 +254,9 @@ class Workshop:
         """Write checkpoints of all that has been trained so far."""
         if self._kept("led").exists():
             write_depth(directory / "depth", self._led().control)
-        towers = {"unet": self._moving(), "vae": self._refined(), "image_encoder": self.image_encoder}
+        decoder = "refined_decoder" if self._kept("refined_decoder").exists() else "decoder"
+        vae = self._with_mean(networks.video_vae(), decoder)
+        towers = {"unet": self._moving(), "vae": vae, "image_encoder": self.image_encoder}
         write_svd(directory / "svd", sigma_min=SIGMA_MIN, **towers)
         if self._kept("painter").exists() and self._kept("still_decoder").exists():
             vocabulary = tokenizer()
@@ -294,17 +296,6 @@ class Workshop:
             return self._with_mean(unet, "unet")
         unet.load_state_dict(self._led().unet.state_dict())
         return unet
-
-    def _refined(self) -> Any:
-        """The video VAE whose decoder lies between that of pictures and that of what the UNet makes.
-
-        Halfway it is nearer to pictures than either (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
-        """
-        vae = self._with_mean(networks.video_vae(), "decoder")
-        if self._kept("refined_decoder").exists():
-            refined = self.learnt("refined_decoder")
-            vae.load_state_dict({name: value.lerp(refined[name], 0.5) for name, value in vae.state_dict().items()})
-        return vae
 
     def _vae(self, vae: Any, linear: str) -> Any:
         """A VAE with its encoder, and with a decoder that begins with a linear one."""

@@ -11,11 +11,12 @@ import torch
 
 from deployments.models.size import Size
 from training.bank import Bank, Make, Shard
-from training.clips import FRAMES, make_clip
+from training.clips import FRAMES, film, make_clip
+from training.clips import Path as CameraPath
 from training.loop import Recipe
 from training.networks import LATENT_CHANNELS, image_vae, linear_decoder, video_vae
 from training.pictures import draw
-from training.vae import LONGER, MADE, Patches, psnr, refined_decoder_loss
+from training.vae import LONGER, MADE, Patches, changes, psnr, refined_decoder_loss
 
 PICTURES = np.stack([draw(seed) for seed in range(12)])
 PATCHES = Patches.of(PICTURES, count=200)
@@ -100,3 +101,12 @@ def test_what_flickers_costs_more_than_what_is_wrong_in_every_frame(tmp_path: Pa
         float(refined_decoder_loss(PATCHES, PICTURES, bank, decode, Recipe(1))(0)) for decode in (wrong, flickering)
     ]
     assert moving > still + 0.2
+
+
+def test_an_error_that_goes_with_the_picture_changes_less_than_one_that_stays() -> None:
+    size = Size(96, 64)
+    path = CameraPath.of("left", 255, size, np.random.default_rng(0))
+    frames = film(PICTURES[0], path, size, np.random.default_rng(1))
+    goes, stays = 0.1 * frames, 0.1 * frames[:1].expand_as(frames)
+    assert changes(goes, frames).abs().mean() < 0.5 * changes(stays, frames).abs().mean()
+    assert changes(0.1 * torch.ones_like(frames), frames).abs().max() < 1e-6
