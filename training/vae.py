@@ -201,13 +201,14 @@ def refined_decoder_loss(patches: Patches, pictures: np.ndarray, made: Bank, dec
 
     def loss(step: int) -> torch.Tensor:
         rng = recipe.generator(step)
-        clips = [_piece(made.draw(rng, 1, 1 + step // MADE_USES), rng) for _ in range(MADE)]
+        pieces = [_piece(made.draw(rng, 1, 1 + step // MADE_USES), rng) for _ in range(MADE)]
         frames = [_frames(pictures, rng, LONGER) for _ in range(MADE)]
-        wanted = torch.cat([*(clip for _, clip in clips), *frames]).to(recipe.device)
-        latents = torch.cat([*(latents for latents, _ in clips), *map(patches.encode, frames)]).to(recipe.device)
+        wanted = torch.cat([*(piece for _, piece in pieces), *frames]).to(recipe.device)
+        latents = torch.cat([*(latents for latents, _ in pieces), *map(patches.encode, frames)]).to(recipe.device)
         error = decode(latents).float() - wanted
-        flicker = [changes(*clip) for clip in zip(error.split(LONGER), wanted.split(LONGER), strict=True)]
-        return _error_size(error) + FLICKER * _size(torch.cat(flicker))
+        clips = (each.unflatten(0, (-1, LONGER)) for each in (error, wanted))
+        flicker = torch.cat([changes(*clip) for clip in zip(*clips, strict=True)])
+        return _error_size(error) + FLICKER * _size(flicker)
 
     return loss
 
