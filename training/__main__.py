@@ -17,6 +17,7 @@ NAMES = (
     "unet",
     "reader",
     "led",
+    "distilled",
     "refined_decoder",
     "painter",
     "still_linear_decoder",

@@ -1,6 +1,6 @@
 """Checkpoints in the file layout of the published models: float16 safetensors, configurations, and their hashes.
 
-networks ──▶ DIR/svd, DIR/depth, DIR/text-to-image, each with its SHA256SUMS
+networks ──▶ DIR/svd, DIR/lcm, DIR/depth, DIR/text-to-image, each with its SHA256SUMS
 """
 
 from __future__ import annotations
@@ -64,6 +64,12 @@ def write_svd(directory: Path, sigma_min: float = SIGMA_MIN, **networks: Any) ->
     scheduler(sigma_min).save_pretrained(directory / "scheduler")
     _write_json(directory / "feature_extractor" / "preprocessor_config.json", FEATURE_EXTRACTOR)
     _write_json(directory / "model_index.json", SVD_INDEX)
+    write_hashes(directory)
+
+
+def write_unet(directory: Path, unet: Any) -> None:
+    """Write a UNet alone, as an endpoint's ``unet`` takes it in place of another checkpoint's."""
+    _save(unet, directory / "unet")
     write_hashes(directory)
 
 

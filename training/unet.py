@@ -142,6 +142,18 @@ def predict(ask: Ask, noisy: torch.Tensor, sigma: torch.Tensor, clips: Shard, se
     return ask(clips, torch.cat([scaled, first], dim=2), 0.25 * sigma.log(), embedding, clips["time_ids"])
 
 
+def guided(
+    ask: Ask, noisy: torch.Tensor, sigma: torch.Tensor, clips: Shard, guidance: tuple[float, float]
+) -> torch.Tensor:
+    """The velocity [B, F, C, h, w], led away from that of no picture, by so much in the first frame and in the last."""
+    velocity = predict(ask, noisy, sigma, clips, torch.ones_like(sigma))
+    if max(guidance) <= 1:
+        return velocity
+    blind = predict(ask, noisy, sigma, clips, torch.zeros_like(sigma))
+    strength = torch.linspace(*guidance, noisy.shape[1], device=noisy.device)[None, :, None, None, None]
+    return blind + strength * (velocity - blind)
+
+
 def clean(noisy: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """The guess that a velocity stands for, as ``Schedule.clean`` has it, at noise levels [B]."""
     sigma = sigma.reshape(-1, *[1] * (noisy.dim() - 1))
@@ -167,15 +179,10 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     count, _, *shape = clips["first"].shape
     device = clips["first"].device
-    seen = torch.ones(count, device=device)
-    strength = torch.linspace(*guidance, frames, device=device)[None, :, None, None, None]
+    every = torch.ones(count, device=device)
     latents = torch.randn(count, frames, *shape, generator=generator).to(device) * schedule.initial_scale
     for index in range(schedule.steps):
-        sigma = schedule.sigmas[index] * seen
-        velocity = predict(ask, latents, sigma, clips, seen)
-        if max(guidance) > 1:
-            blind = predict(ask, latents, sigma, clips, 0 * seen)
-            velocity = blind + strength * (velocity - blind)
+        velocity = guided(ask, latents, schedule.sigmas[index] * every, clips, guidance)
         noise = torch.randn(latents.shape, generator=generator).to(device) if schedule.needs_noise(index) else None
         latents = schedule.step(latents, velocity, index, noise)
     return latents

@@ -1,7 +1,7 @@
 """What is made from what, and where it is kept.
 
     pictures.npy ──▶ patches ──▶ bank/ ──▶ unet.pt ──▶ led.pt ──▶ made/ ─────────────────────────────┐
-                        │                   reader.pt ──▶┘                                           ▼
+                        │                   reader.pt ──▶┘ └──▶ distilled.pt                         ▼
                         └──▶ linear_decoder.pt ──▶ decoder.pt ──────────────────────────▶ refined_decoder.pt
                         └──▶ still_linear_decoder.pt ──▶ still_decoder.pt
                         └──▶ painter.pt
@@ -28,7 +28,8 @@ from training import networks
 from training.bank import Bank
 from training.clips import Clip, make_clip, make_led_clip
 from training.control import Led, Reader, control_sheet, led_loss, reader_loss, reader_sheet
-from training.layout import write_depth, write_svd, write_text_to_image
+from training.distilled import distilled_loss
+from training.layout import write_depth, write_svd, write_text_to_image, write_unet
 from training.loop import Loss, Recipe, Sheet, Training
 from training.painter import SIGMA_MIN as PAINTED_SIGMA_MIN
 from training.painter import Painter, painter_loss, painter_sheet, tokenizer
@@ -61,6 +62,7 @@ SEEDS = {
     "still_linear_decoder": 8,
     "reader": 9,
     "refined_decoder": 10,
+    "distilled": 11,
 }
 """What each network's first weights are drawn from."""
 
@@ -94,6 +96,7 @@ CPU = Scale(
         "unet": Recipe(6200, rate=6e-4, cool_down=0.42, mean_over=300, precision=torch.bfloat16),
         "reader": Recipe(400, warm_up=50, mean_over=50, precision=torch.bfloat16),
         "led": Recipe(6500, rate=1e-3, cool_down=0.6, mean_over=300, precision=torch.bfloat16),
+        "distilled": Recipe(1500, rate=1e-4, cool_down=0.5, mean_over=300, precision=torch.bfloat16),
         "painter": Recipe(16500, rate=1e-3, cool_down=0.4, mean_over=300, precision=torch.bfloat16),
         "still_decoder": Recipe(700, rate=3e-4, warm_up=100, mean_over=100),
     },
@@ -240,6 +243,16 @@ class Workshop:
         loss = led_loss(network, self.bank, with_maps, self._recipe("led"))
         return self._training("led", network, loss, control_sheet(few, self.patches))
 
+    def distilled(self) -> Training:
+        """The video UNet again, which answers at once with what guided sampling would come to."""
+        student = self._built("distilled", self._moving)
+        teacher = self._moving().to(self.device).requires_grad_(False)
+        networks.flatten_time(teacher)
+        for unet in (student, teacher):
+            networks.attend_to_one_token(unet)
+        loss = distilled_loss(asking(student), asking(teacher), self.bank, self._recipe("distilled"))
+        return self._training("distilled", student, loss, unet_sheet(self.held_out, self.patches, self.embed))
+
     def _new_led(self) -> Led:
         unet = self._with_mean(VideoUNet.from_config(networks.video_unet().config), "unet")
         return Led(unet, self._with_mean(Reader(networks.depth_controlnet(unet)), "reader"))
@@ -258,6 +271,8 @@ class Workshop:
         vae = self._with_mean(networks.video_vae(), decoder)
         towers = {"unet": self._moving(), "vae": vae, "image_encoder": self.image_encoder}
         write_svd(directory / "svd", sigma_min=SIGMA_MIN, **towers)
+        if self._kept("distilled").exists():
+            write_unet(directory / "lcm", self._with_mean(networks.video_unet(), "distilled"))
         if self._kept("painter").exists() and self._kept("still_decoder").exists():
             vocabulary = tokenizer()
             painter = self._with_mean(Painter(vocabulary), "painter")

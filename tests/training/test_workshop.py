@@ -51,6 +51,22 @@ def test_what_was_trained_is_written_as_the_service_reads_it(directory: Path, tm
     assert frames.shape == (3, 32, 48, 3)
 
 
+def test_what_was_distilled_goes_over_the_other_unet(directory: Path, tmp_path: Path) -> None:
+    Workshop(directory, TOY).export(tmp_path)
+    distilled = Checkpoint(str(tmp_path / "lcm")), "unet/diffusion_pytorch_model.safetensors"
+    with_it, without = (
+        SVDSampler.load(svd_parts(Checkpoint(str(tmp_path / "svd")), None, unet)) for unet in (distilled, None)
+    )
+    clip = Clip(Image.new("RGB", (48, 32), "red"), 0, 127, 0.02, length=3)
+    [ours], [others] = (
+        sampler.sample([clip], lcm_schedule(1), (1.0, 1.0), lambda done: [0]) for sampler in (with_it, without)
+    )
+    assert ours is not None and others is not None
+    assert ours.shape == others.shape == (3, 32, 48, 3)
+    kept, before = (Workshop(directory, TOY).learnt(name) for name in ("distilled", "led"))
+    assert any(not torch.equal(value, before[f"unet.{name}"]) for name, value in kept.items())
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # the stock scheduler's
 def test_a_stock_pipeline_paints_with_what_was_trained(directory: Path, tmp_path: Path) -> None:
     Workshop(directory, TOY).export(tmp_path)
