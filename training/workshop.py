@@ -96,7 +96,7 @@ CPU = Scale(
         "unet": Recipe(6200, rate=6e-4, cool_down=0.42, mean_over=300, precision=torch.bfloat16),
         "reader": Recipe(400, warm_up=50, mean_over=50, precision=torch.bfloat16),
         "led": Recipe(6500, rate=1e-3, cool_down=0.6, mean_over=300, precision=torch.bfloat16),
-        "distilled": Recipe(1500, rate=1e-4, cool_down=0.5, mean_over=300, precision=torch.bfloat16),
+        "distilled": Recipe(1500, rate=1e-5, cool_down=0.5, mean_over=300, precision=torch.bfloat16),
         "painter": Recipe(16500, rate=1e-3, cool_down=0.4, mean_over=300, precision=torch.bfloat16),
         "still_decoder": Recipe(700, rate=3e-4, warm_up=100, mean_over=100),
     },
