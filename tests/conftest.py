@@ -59,6 +59,7 @@ def _uses_server(file: Path) -> bool:
     return file.exists() and bool(re.search(asks, file.read_text()))
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Shares:
     """How tests are shared, where there are several processes."""
     return Shares(config, log)
