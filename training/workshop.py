@@ -101,7 +101,8 @@ CPU = Scale(
         "still_decoder": Recipe(700, rate=3e-4, warm_up=100, mean_over=100),
     },
 )
-"""What the weights that ship were made with in the end: hours on two cores. Their card tells the way there; ``distilled`` does not ship."""
+"""What the weights that ship were made with in the end: hours on two cores. Their card tells the UNet's way there.
+``distilled`` does not ship."""
 
 TOY = Scale(4, 4, {name: replace(recipe, steps=2, keep_seconds=0) for name, recipe in CPU.recipes.items()})
 """For tests: everything once, nothing learnt."""
